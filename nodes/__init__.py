@@ -1,0 +1,1 @@
+"""The nodes: schema, tooltips and one call into pure_core each."""

@@ -1,0 +1,44 @@
+"""PURE_ApplyProjection."""
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..pure_core.projection import MAX_ITERATIONS
+from . import sockets
+from .host import patches, reporting
+
+
+class ApplyProjection(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PURE_ApplyProjection",
+            display_name="PURE Apply Projection",
+            category=sockets.CATEGORY,
+            description="Projects the MODEL's cross-attention weights away from the concept. The input MODEL stays as it is.",
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL to edit. LoRAs already on it are projected too; LoRAs loaded after this node are not."),
+                sockets.Basis.Input("basis", tooltip="From PURE Build Basis."),
+                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.05, tooltip="Share of the edit; 0 returns the input MODEL."),
+                io.Combo.Input("where", options=list(patches.WHERE), default="keys and values",
+                               tooltip="Which weights are projected. keys and values: the paper. values: the rendered content alone. output: the projection of the activation itself, before the output layer."),
+                sockets.advanced(io.Int.Input("iterations", default=1, min=1, max=MAX_ITERATIONS,
+                                              tooltip="Applies the projection this many times: erases more of what overlaps the retain set, which stays exactly as it was.")),
+                sockets.advanced(io.Combo.Input("layers", options=list(patches.PLACES), default="all", tooltip="Which part of the U-Net is edited.")),
+            ],
+            outputs=[
+                io.Model.Output("model", tooltip="The edited MODEL, for any sampler, saver or further LoRA."),
+                io.String.Output("report", tooltip="What was edited, and warnings."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, basis, strength, where, iterations, layers) -> io.NodeOutput:
+        edited, chosen, warnings = patches.apply_basis(model, basis, strength, where, iterations, layers)
+        ranks = [basis.layers[layer.name].rank for layer in chosen]
+        done = f"Projected {where} of {len(chosen)} of {len(basis.layers)} cross-attention layers, ranks {min(ranks)} to {max(ranks)}, strength {strength:g}, iterations {iterations}."
+        if strength == 0:
+            done = "Strength 0: the MODEL is the input MODEL."
+        text = "\n".join([*(f"Warning: {w}" for w in warnings), done])
+        return io.NodeOutput(edited, text, ui=reporting.report(text, cls.hidden.unique_id, warnings))

@@ -1,0 +1,49 @@
+"""PURE_BuildBasis."""
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..pure_core.build import CENTERINGS, RULES, STRUCTURES, Settings, build_basis, describe_basis
+from ..pure_core.charts import basis_chart
+from . import sockets
+from .host import reporting
+
+DEFAULTS = Settings()
+
+
+class BuildBasis(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PURE_BuildBasis",
+            display_name="PURE Build Basis",
+            category=sockets.CATEGORY,
+            description="Finds the directions of the forget capture that are to go, spared where the retain capture needs them.",
+            inputs=[
+                sockets.Activations.Input("forget", tooltip="Capture of what to erase; all its concepts form one joint basis."),
+                sockets.Activations.Input("retain", optional=True, tooltip="Capture of what to keep. Without one, everything that the forget prompts share with the rest goes too."),
+                io.Combo.Input("rule", options=list(RULES), default=DEFAULTS.rule,
+                               tooltip="energy: the paper's rule, bases by cumulative energy. contrast: ours, the directions that are strongest in forget against retain. On our toy model contrast keeps neighbours better."),
+                io.Float.Input("forget_energy", default=DEFAULTS.forget_energy, min=0.0, max=1.0, step=0.0001,
+                               tooltip="Energy rule: share of the forget rows' energy that is kept in V_F. Very near 1: a concept sits in directions of low energy. Higher erases more."),
+                io.Float.Input("retain_energy", default=DEFAULTS.retain_energy, min=0.0, max=1.0, step=0.0001,
+                               tooltip="Energy rule: share of the retain rows' energy that is protected. Lower erases more; near 1 nothing is erased."),
+                io.Int.Input("directions", default=DEFAULTS.directions, min=1, max=256, tooltip="Contrast rule: how many directions go, per layer (or per head). More erases more."),
+                io.Combo.Input("centering", options=list(CENTERINGS), default=DEFAULTS.centering,
+                               tooltip="retain mean: take the retain rows' mean off all rows first; its direction is then always kept. The paper does not say; open to you."),
+                io.Combo.Input("structure", options=list(STRUCTURES), default=DEFAULTS.structure, tooltip="One basis per layer (the paper), or one per attention head."),
+                sockets.advanced(io.Int.Input("max_rank", default=DEFAULTS.max_rank, min=0, max=4096, tooltip="At most this many forget directions per layer (or per head). 0: no cap.")),
+            ],
+            outputs=[
+                sockets.Basis.Output("basis", tooltip="For PURE Apply Projection."),
+                io.Image.Output("chart", tooltip="Spectra, ranks, and how far forget and retain are apart in each layer."),
+                io.String.Output("report", tooltip="Warnings, settings, and rank and strength of each layer."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, forget, rule, forget_energy, retain_energy, directions, centering, structure, max_rank, retain=None) -> io.NodeOutput:
+        basis, warnings = build_basis(forget, retain, Settings(rule, forget_energy, retain_energy, directions, centering, structure, max_rank))
+        chart, text = basis_chart(basis), describe_basis(basis, warnings)
+        return io.NodeOutput(basis, chart, text, ui=reporting.report(text, cls.hidden.unique_id, warnings, chart, cls))

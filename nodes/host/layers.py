@@ -1,0 +1,85 @@
+"""Which layers of a MODEL are cross-attention: names, weight keys, widths, heads; and refusals of what cannot be edited."""
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from ...pure_core.errors import PureError
+
+ROOT = "diffusion_model."  # prefix of the U-Net's keys in a MODEL
+PROJECTIONS = {"keys": "to_k", "values": "to_v", "output": "to_out.0"}
+SUPPORTED = "PURE edits U-Nets with text cross-attention: SD 1.x, SD 2.x, SDXL and their fine-tunes"
+PLACES = {"input_blocks": "down", "middle_block": "middle", "output_blocks": "up"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One cross-attention layer: its module name in the U-Net, inner width d, head count and context width."""
+
+    name: str
+    width: int
+    heads: int
+    context: int
+
+    def key(self, projection: str) -> str:
+        """The MODEL's key of a weight: projection is keys, values or output."""
+        return f"{ROOT}{self.name}.{PROJECTIONS[projection]}.weight"
+
+    @property
+    def place(self) -> str:
+        """down, middle or up."""
+        return PLACES.get(self.name.split(".")[0], "middle")
+
+
+def unet_of(model) -> torch.nn.Module:
+    """The U-Net module that all clones of a MODEL share: to be looked at, never changed."""
+    return model.model.diffusion_model
+
+
+def cross_attention_layers(model) -> list[Layer]:
+    """Every `attn2` of a MODEL in order; raises PureError, naming the family, where there is none or it cannot be edited."""
+    family = type(model.model).__name__
+    layers = []
+    for name, module in unet_of(model).named_modules():
+        if name.split(".")[-1] != "attn2" or not all(hasattr(module, part) for part in ("to_q", "to_k", "to_v", "to_out", "heads")):
+            continue
+        weights = {projection: module.get_submodule(path).weight for projection, path in PROJECTIONS.items()}
+        for weight in weights.values():
+            _refuse_quantised(weight, family)
+        (width, context), (value_width, _) = weights["keys"].shape, weights["values"].shape
+        if value_width != width or width % module.heads:
+            raise PureError(f"{family}: layer {name} has keys of width {width} and values of width {value_width} on {module.heads} heads, which is not known here. {SUPPORTED}.")
+        layers.append(Layer(name, int(width), int(module.heads), int(context)))
+    if not layers:
+        raise PureError(f"This MODEL ({family}) has no text cross-attention of its own (`attn2`), so there is nothing to project. {SUPPORTED}.")
+    return layers
+
+
+def _refuse_quantised(weight: torch.Tensor, family: str) -> None:
+    """GGUF, bitsandbytes, nunchaku and the like hold packed integers: a projection cannot be applied to them."""
+    if weight is None or not weight.dtype.is_floating_point or hasattr(weight, "tensor_type") or weight.dim() != 2:
+        kind = type(weight).__name__ if weight is None or weight.dtype.is_floating_point else str(weight.dtype).removeprefix("torch.")
+        raise PureError(f"The cross-attention weights of this MODEL ({family}) are quantised ({kind}): load an fp32, fp16, bf16 or fp8 checkpoint instead of a GGUF or nunchaku one.")
+
+
+def refuse_replaced_attention(model) -> None:
+    """Refuses to record where another node has put its own cross-attention: the rows would not be this MODEL's alone."""
+    options = model.model_options.get("transformer_options", {})
+    replaced = options.get("patches_replace", {}).get("attn2") or options.get("patches", {}).get("attn2_patch")
+    if replaced:
+        raise PureError("Another node has already replaced this MODEL's cross-attention (IPAdapter, NegPip or similar): "
+                        "connect the MODEL from before that node, and put that node after PURE Apply Projection.")
+
+
+def fingerprint(model, layers: list[Layer]) -> str:
+    """16 hex digits of a sample of the cross-attention weights and of what is patched onto them: another fine-tune differs."""
+    digest, unet = hashlib.sha256(), unet_of(model)
+    for layer in layers:
+        for projection in ("keys", "values"):
+            weight = unet.get_submodule(f"{layer.name}.{PROJECTIONS[projection]}").weight.detach().flatten()
+            sample = weight[:: max(1, weight.numel() // 256)].to("cpu", torch.float32).contiguous()
+            digest.update(sample.numpy().tobytes())
+            digest.update(bytes([min(len(model.patches.get(layer.key(projection), ())), 255)]))
+    return digest.hexdigest()[:16]

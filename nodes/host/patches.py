@@ -1,0 +1,87 @@
+"""The weight adapter that carries the edit, and putting it on a clone of a MODEL."""
+from __future__ import annotations
+
+import torch
+
+import comfy.lora
+import comfy.model_management
+from comfy.weight_adapter.base import WeightAdapterBase
+
+from ...pure_core.activations import layer_difference
+from ...pure_core.errors import PureError
+from ...pure_core.projection import ConceptBasis, check_strength, iterate, weight_delta
+from .layers import Layer, cross_attention_layers, fingerprint
+
+WHERE = {"keys and values": ("keys", "values"), "values": ("values",), "output": ("output",)}
+PLACES = ("all", "down", "middle", "up")
+
+
+class ProjectionAdapter(WeightAdapterBase):
+    """W -> W - s U (M^T W) on the left side (keys, values), W - s (W U) M^T on the right (output).
+
+    weights = (U (d, r), M (d, r), side); the host rebuilds adapters as type(a)(a.loaded_keys, a.weights), so everything is
+    in there. It sees the weight as earlier patches left it, which makes the edit exact on top of LoRAs.
+    """
+
+    name = "pure"
+
+    def __init__(self, loaded_keys, weights):
+        self.loaded_keys = loaded_keys
+        self.weights = weights
+
+    def calculate_weight(self, weight, key, strength, strength_model, offset, function, intermediate_dtype=torch.float32, original_weight=None):
+        u, m, side = self.weights
+        cast = comfy.model_management.cast_to_device
+        u, m = (cast(t, weight.device, torch.float32) for t in (u, m))  # some hosts hand in fp16: the product is formed in float32
+        whole = weight.to(torch.float32)
+        return weight.copy_(whole - function(strength * weight_delta(whole, u, m, side)))  # cast once
+
+
+def apply_basis(model, basis: ConceptBasis, strength: float, where: str, iterations: int, places: str):
+    """A clone of MODEL that carries the edit, the layers edited and warnings; the MODEL itself at strength 0.
+
+    Raises PureError where the basis does not fit, a choice is not offered, or the host did not take every weight.
+    """
+    check_strength(strength)
+    for name, value, offered in (("where", where, WHERE), ("layers", places, PLACES)):
+        if value not in offered:
+            raise PureError(f"{name} is {value!r}, and there are only: {', '.join(offered)}.")
+    layers = cross_attention_layers(model)
+    check_fit(layers, basis)
+    chosen = [layer for layer in layers if places in ("all", layer.place) and basis.layers[layer.name].rank]
+    if not chosen:
+        raise PureError(f"The basis edits no layer in {places!r}: choose all layers.")
+    patches = {}
+    for layer in chosen:
+        b = basis.layers[layer.name]
+        u, m = (t.float().contiguous() for t in iterate(b.u.double(), b.m.double(), iterations))
+        for projection in WHERE[where]:
+            key = layer.key(projection)
+            patches[key] = ProjectionAdapter({key}, (u, m, "right" if projection == "output" else "left"))
+    warnings = []
+    captured_on = basis.provenance.get("fingerprint")
+    if captured_on and captured_on != fingerprint(model, layers):
+        warnings.append("The basis was captured on other weights (a fine-tune, LoRAs or an earlier edit make the difference): look at the pictures, and capture again if the concept is still there.")
+    if strength == 0:
+        return model, chosen, warnings
+    edited = model.clone()
+    taken = set(edited.add_patches(patches, strength))
+    if taken != set(patches):
+        raise PureError(f"This ComfyUI did not take {len(set(patches) - taken)} of {len(patches)} edits (the first is {min(set(patches) - taken)}): the MODEL stays as it was; please report this with the MODEL's name.")
+    return edited, chosen, warnings
+
+
+def check_fit(layers: list[Layer], basis: ConceptBasis) -> None:
+    """Raises PureError unless names, widths, heads and context width of MODEL and basis are equal."""
+    context = basis.provenance.get("context_width")
+    difference = layer_difference({layer.name: (layer.width, layer.heads, layer.context) for layer in layers},
+                                  {n: (b.width, b.heads, context) for n, b in basis.layers.items()}, "this MODEL", "the basis")
+    if difference:
+        raise PureError(f"This basis was made for another kind of model: {difference}. Capture and build it on this MODEL.")
+
+
+def effective_weight(model, key: str) -> torch.Tensor:
+    """float32 copy of a weight as the MODEL samples with it: the base and all patches on it, in order."""
+    patches = model.get_key_patches(key)[key]
+    base, convert = patches[0]
+    return comfy.lora.calculate_weight(patches[1:], convert(base.to(torch.float32, copy=True), inplace=True), key)

@@ -1,0 +1,51 @@
+"""Progress, interruption, and text that is shown on the node while it runs and after."""
+from __future__ import annotations
+
+import logging
+
+import comfy.model_management
+import comfy.utils
+import latent_preview
+from comfy_api.latest import ui
+
+log = logging.getLogger("pure-concept-unlearning")
+SHOWN_LINES = 6  # of a report on the node itself; the STRING output has all of it
+
+
+class Progress:
+    """The host's progress bar over a number of U-Net evaluations, with its latent previews; answers a cancel at each step."""
+
+    def __init__(self, model, total: int):
+        self.total, self.done = total, 0
+        self._bar = comfy.utils.ProgressBar(total)
+        self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def step(self, denoised) -> None:
+        """One more evaluation is done; raises the host's InterruptProcessingException if the user has cancelled."""
+        self.done += 1
+        preview = self._previewer.decode_latent_to_preview_image("JPEG", denoised) if self._previewer else None
+        self._bar.update_absolute(self.done, self.total, preview)
+        check_cancelled()
+
+
+def check_cancelled() -> None:
+    """Raises the host's InterruptProcessingException if the user has cancelled."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def show(text: str, node_id: str | None) -> None:
+    """Puts a short text on a node while it runs (a host without that ability shows nothing)."""
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and node_id is not None and hasattr(server, "send_progress_text"):
+        server.send_progress_text("\n".join(text.splitlines()[:SHOWN_LINES]), node_id)
+
+
+def report(text: str, node_id: str | None, warnings: list[str] = (), image=None, cls=None) -> dict:
+    """Shows a report on the node, logs its warnings, and returns what keeps both in the history (the node's `ui`)."""
+    for warning in warnings:
+        log.warning(warning)
+    show(text, node_id)
+    shown = ui.PreviewText(text).as_dict()
+    return shown if image is None else {**shown, **ui.PreviewImage(image, cls=cls).as_dict()}

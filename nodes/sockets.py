@@ -1,0 +1,15 @@
+"""What flows between the nodes, and small helpers of their schemas."""
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+CATEGORY = "PURE"
+Prompts = io.Custom("PURE_PROMPTS")  # pure_core.prompts.Prompts
+Activations = io.Custom("PURE_ACTIVATIONS")  # pure_core.activations.Activations
+Basis = io.Custom("PURE_BASIS")  # pure_core.projection.ConceptBasis
+
+
+def advanced(widget: io.Input) -> io.Input:
+    """The same input, folded under the frontend's advanced inputs where it has those."""
+    widget.extra_dict["advanced"] = True
+    return widget

@@ -1,0 +1,155 @@
+"""From captured activations to the basis of an edit: both rules, whole layers or single heads."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from . import subspace
+from .activations import Activations, layer_difference, shape_of
+from .errors import PureError
+from .moments import Moments
+from .projection import ConceptBasis, LayerBasis, block_diagonal, paper_factors
+from .prompts import fold
+
+RULES = ("energy", "contrast")
+CENTERINGS = ("none", "retain mean")
+STRUCTURES = ("whole layer", "per head")
+NOTHING = 1e-6  # mean sin^2 below which an edit changes nothing
+LITTLE, LOW_RATIO = 0.1, 2.0  # below these a layer's edit is too weak to matter: a warning
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a basis is built; see PURE_BuildBasis for what each means. Raises PureError on values that are not offered."""
+
+    rule: str = "contrast"
+    forget_energy: float = 0.9999
+    retain_energy: float = 0.6
+    directions: int = 2
+    centering: str = "none"
+    structure: str = "whole layer"
+    max_rank: int = 0
+
+    def __post_init__(self):
+        for name, offered in (("rule", RULES), ("centering", CENTERINGS), ("structure", STRUCTURES)):
+            if getattr(self, name) not in offered:
+                raise PureError(f"{name} is {getattr(self, name)!r}, and there are only: {', '.join(offered)}.")
+        for name in ("forget_energy", "retain_energy"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise PureError(f"{name} is {getattr(self, name)}, and it goes from 0 to 1.")
+        if self.directions < 1 or self.max_rank < 0:
+            raise PureError(f"directions is {self.directions} and max_rank {self.max_rank}: at least 1, and at least 0 (no cap).")
+
+
+@dataclass(frozen=True)
+class Block:
+    """The edit of one whole layer or one head, in float64; fields as in LayerBasis."""
+
+    u: torch.Tensor
+    m: torch.Tensor
+    v_f: torch.Tensor
+    v_r: torch.Tensor
+    spectrum_forget: torch.Tensor
+    spectrum_retain: torch.Tensor
+    values: torch.Tensor
+
+
+def build_basis(forget: Activations, retain: Activations | None, settings: Settings) -> tuple[ConceptBasis, list[str]]:
+    """The joint basis of all forget concepts, and warnings. Raises PureError where it could not do what it says."""
+    check_roles(forget, retain)
+    if retain is None and settings.centering == "retain mean":
+        raise PureError("centering by the retain mean needs a retain capture: connect one, or set centering to none.")
+    layers = {name: build_layer(m, retain.moments[name] if retain else None, forget.heads[name], settings) for name, m in forget.moments.items()}
+    provenance = {k: v for k, v in forget.provenance.items() if k not in ("role", "concepts", "prompts")}
+    for role, captured in (("forget", forget), ("retain", retain)):
+        provenance[role] = {k: list(captured.provenance.get(k, [])) for k in ("concepts", "prompts")} if captured else {"concepts": [], "prompts": []}
+    kept = {k: v for k, v in settings.__dict__.items() if k not in ("rule", "structure")}
+    basis = ConceptBasis(layers, settings.rule, settings.structure, kept, provenance)
+    return basis, find_faults(basis)
+
+
+def check_roles(forget: Activations, retain: Activations | None) -> None:
+    """Refuses captures that do not belong together, or a concept that is to be both forgotten and kept."""
+    if forget.provenance.get("role") == "retain":
+        raise PureError("The capture at `forget` was made from retain prompts: swap the two, or set the role of its prompts to forget.")
+    if retain is None:
+        return
+    if retain.provenance.get("role") == "forget":
+        raise PureError("The capture at `retain` was made from forget prompts: set the role of its prompts to retain.")
+    difference = layer_difference(shape_of(forget), shape_of(retain), "the forget capture", "the retain capture")
+    if difference:
+        raise PureError(f"The two captures are of different models: {difference}. Capture both from the same MODEL.")
+    both = {fold(c) for c in forget.provenance["concepts"]} & {fold(c) for c in retain.provenance["concepts"]}
+    if both:
+        raise PureError(f"{', '.join(sorted(both))}: to be forgotten and to be retained at once, which erases nothing; take it out of one of the two lists.")
+
+
+def build_layer(forget: Moments, retain: Moments | None, heads: int, settings: Settings) -> LayerBasis:
+    """The edit of one layer, float32; a layer or head whose forget rows have no energy gets rank 0."""
+    parts = heads if settings.structure == "per head" else 1
+    size = forget.width // parts
+    spans = [(i * size, (i + 1) * size) for i in range(parts)]
+    blocks = [build_block(forget.columns(*s), retain.columns(*s) if retain else None, settings) for s in spans]
+    joined = {name: block_diagonal([getattr(b, name) for b in blocks]) for name in ("u", "m", "v_f", "v_r")}
+    joined["values"] = torch.cat([b.values for b in blocks])
+    for name in ("spectrum_forget", "spectrum_retain"):  # per head: of all heads together
+        s = torch.cat([getattr(b, name) for b in blocks]).sort(descending=True).values
+        joined[name] = s / s[0] if s.numel() else s
+    return LayerBasis(heads=heads, **{k: v.to(torch.float32).contiguous() for k, v in joined.items()})
+
+
+def build_block(forget: Moments, retain: Moments | None, settings: Settings) -> Block:
+    """The edit of one block of channels by the chosen rule."""
+    mean = retain.mean if settings.centering == "retain mean" and retain else None
+    f = forget if mean is None else forget.minus(mean)
+    r = retain if mean is None or retain is None else retain.minus(mean)
+    empty = torch.zeros(forget.width, 0, dtype=torch.float64)
+    s_f, directions_f = subspace.spectrum(f)
+    s_r, directions_r = subspace.spectrum(r) if r else (empty[0], empty)
+    if settings.rule == "contrast":
+        k = min(settings.directions, settings.max_rank or settings.directions)
+        values, m, u = subspace.contrast_directions(f, retain, k)  # B keeps the mean: touching it must cost
+        return Block(u, m, empty, empty, s_f, s_r, values)
+    v_f = directions_f[:, : subspace.energy_rank(s_f, settings.forget_energy, settings.max_rank)]
+    v_r = directions_r[:, : subspace.energy_rank(s_r, settings.retain_energy)]
+    if mean is not None:
+        v_r = subspace.add_direction(v_r, mean)
+    u, m = paper_factors(v_f, v_r)
+    return Block(u, m, v_f, v_r, s_f, s_r, m.square().sum(0))
+
+
+def find_faults(basis: ConceptBasis) -> list[str]:
+    """Warnings on a basis; raises PureError on one that would change nothing."""
+    layers, warnings = basis.layers, []
+    live = {n: b for n, b in layers.items() if b.rank}
+    if not live:
+        raise PureError("The forget activations have no energy in any layer, so there is nothing to erase: check prompts and MODEL.")
+    dead = [n for n in layers if n not in live]
+    if dead:
+        warnings.append(f"{len(dead)} of {len(layers)} layers carry no energy and stay unedited: {', '.join(dead)}.")
+    strength = {n: float(b.values.mean()) for n, b in live.items()}
+    if basis.rule == "energy":
+        if max(strength.values()) < NOTHING:
+            raise PureError("This basis would change nothing: the retain basis holds every forget direction. Lower retain_energy, raise forget_energy, or take near twins out of the retain list.")
+        if sum(v < LITTLE for v in strength.values()) * 2 >= len(live):
+            warnings.append("In at least half of the layers less than a tenth of the forget directions is removed: lower retain_energy or raise forget_energy.")
+        if all(b.rank == 1 for b in live.values()):
+            warnings.append("Rank 1 in every layer: only the common mean may have been found; raise forget_energy or centre by the retain mean.")
+    elif sum(float(b.values.max()) < LOW_RATIO for b in live.values()) * 2 >= len(live):
+        warnings.append("In at least half of the layers the concept's best direction is hardly stronger in the forget rows than in the retain rows: take near twins out of the retain list.")
+    return warnings
+
+
+def describe_basis(basis: ConceptBasis, warnings: list[str]) -> str:
+    """The report: warnings first, then what is erased, then a line per layer."""
+    forget, retain = (basis.provenance.get(r, {}).get("concepts", []) for r in ("forget", "retain"))
+    what = "sin^2 to retain" if basis.rule == "energy" else "ratio"
+    lines = [*(f"Warning: {w}" for w in warnings),
+             f"Erases {', '.join(forget) or '?'}; keeps {', '.join(retain) or 'nothing in particular'}.",
+             f"Rule {basis.rule}, {basis.structure}, " + ", ".join(f"{k} {v}" for k, v in basis.settings.items()) + "."]
+    for name, b in basis.layers.items():
+        ranks = f"rank {b.rank}" + (f", retain rank {b.v_r.shape[1]}" if basis.rule == "energy" else "")
+        span = f"{float(b.values.min()):.3g} to {float(b.values.max()):.3g}" if b.rank else "unedited"
+        lines.append(f"{name}: width {b.width}, {ranks}, {what} {span}")
+    return "\n".join(lines)

@@ -1,0 +1,77 @@
+"""Orthonormal bases from moments: energy, rank, principal angles; and contrast directions. Everything in float64.
+
+Symbols as in PURE (arXiv 2605.25765): H_F, H_R stacked rows of the forget and the retain anchors, V_F, V_R the kept
+right-singular vectors, tau_F, tau_R the cumulative energies kept, P = V V^T.
+"""
+from __future__ import annotations
+
+import torch
+
+from .moments import Moments
+
+Tensor = torch.Tensor
+RIDGE = 0.02  # eps of the contrast rule; of the retain rows' mean variance per channel. Not in the paper: ours.
+ZERO = 1e-12  # singular values below this share of the largest are rounding
+
+
+def spectrum(moments: Moments) -> tuple[Tensor, Tensor]:
+    """Singular values s (k,) in falling order and right-singular vectors V (d, k) of the stacked rows."""
+    if moments.factor.shape[0] == 0:
+        return moments.factor.new_zeros(0), moments.factor.new_zeros(moments.width, 0)
+    _, s, vh = torch.linalg.svd(moments.factor, full_matrices=False)
+    live = s > ZERO * s[:1].clamp(min=torch.finfo(s.dtype).tiny)
+    return s[live], vh[live].T
+
+
+def energy_rank(s: Tensor, tau: float, max_rank: int = 0) -> int:
+    """Least r with sum_{i<=r} s_i^2 >= tau sum s_i^2 (PURE: cumulative variance); max_rank 0: no cap."""
+    if s.numel() == 0 or tau <= 0:
+        return 0
+    share = s.square().cumsum(0) / s.square().sum()
+    rank = min(int((share < tau - 1e-15).sum()) + 1, s.numel())
+    return min(rank, max_rank) if max_rank else rank
+
+
+def principal_cosines(v_f: Tensor, v_r: Tensor) -> Tensor:
+    """cos(theta_i), falling, min(r_F, r_R) of them: singular values of V_F^T V_R."""
+    if 0 in (v_f.shape[1], v_r.shape[1]):
+        return v_f.new_zeros(0)
+    return torch.linalg.svdvals(v_f.T @ v_r).clamp(max=1.0)
+
+
+def mean_squared_sine(v_f: Tensor, v_r: Tensor) -> float:
+    """Mean sin^2(theta_i) over the r_F forget directions, |(I - P_R) V_F|^2 / r_F: the share that the edit removes."""
+    if v_f.shape[1] == 0:
+        return 0.0
+    return float((v_f - v_r @ (v_r.T @ v_f)).square().sum() / v_f.shape[1])
+
+
+def add_direction(v: Tensor, direction: Tensor) -> Tensor:
+    """An orthonormal basis of span(V) and one more (d,) vector; V itself where the vector lies in it already."""
+    norm = direction.norm()
+    if norm == 0:
+        return v
+    rest = direction / norm
+    for _ in range(2):  # twice is enough (Kahan)
+        rest = rest - v @ (v.T @ rest)
+    return torch.cat([v, (rest / rest.norm())[:, None]], 1) if rest.norm() > 1e-8 else v
+
+
+def contrast_directions(forget: Moments, retain: Moments | None, k: int, ridge: float = RIDGE) -> tuple[Tensor, Tensor, Tensor]:
+    """The k generalised eigenvectors of (A, B) with the largest ratio: ratios (k,), X (d, k) and B X, with X^T B X = I.
+
+    A = second moment of the forget rows, B = second moment of the retain rows + ridge tr(B)/d I. Not in the paper
+    (ours): the concept sits in directions of low energy and high contrast. With B = L L^T they are X = L^-T Z, for Z the
+    left-singular vectors of L^-1 F^T, where F^T F = A; without a retain set B is the identity.
+    """
+    root = forget.factor / max(forget.count, 1) ** 0.5
+    if retain is None or retain.energy == 0:
+        lower = torch.eye(forget.width, dtype=root.dtype)
+    else:
+        b = retain.second_moment()
+        b.diagonal().add_(ridge * b.trace() / len(b))
+        lower = torch.linalg.cholesky(b)
+    z, s, _ = torch.linalg.svd(torch.linalg.solve_triangular(lower, root.T, upper=False), full_matrices=False)
+    k = min(k, int((s > ZERO * s[:1]).sum())) if s.numel() and s[0] > 0 else 0
+    x = torch.linalg.solve_triangular(lower.T, z[:, :k], upper=True)
+    return s[:k].square(), x, lower @ z[:, :k]

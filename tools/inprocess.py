@@ -1,0 +1,43 @@
+"""A real ComfyUI inside this process, for tests and benchmarks; start() comes before any import of comfy."""
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pack
+from get_comfyui import HOME, Host
+from mini_sd.layout import build_checkpoint
+
+CHECKPOINT = "mini_sd.safetensors"
+
+
+def start() -> None:
+    """Puts the host on the import path with its options set, as its own main.py does, and loads the pack as `pure_pack`."""
+    if "comfy.cli_args" in sys.modules:
+        return
+    host, arguments = Host.load(), sys.argv
+    sys.path.insert(0, host.source)
+    sys.argv = sys.argv[:1]
+    from comfy.cli_args import args
+
+    sys.argv = arguments
+    args.cpu, args.base_directory = True, host.base
+    import utils.install_util  # noqa: F401  (before nodes, as main.py has it)
+    import folder_paths  # noqa: F401
+
+    pack.load()
+
+
+def checkpoint() -> Path:
+    """The miniature checkpoint in the host's checkpoints folder, made if it is not there."""
+    return build_checkpoint(HOME / "base" / "models" / "checkpoints" / CHECKPOINT)
+
+
+def load_checkpoint(path: Path | None = None):
+    """MODEL, CLIP and VAE of a checkpoint, by the host's loader; a fresh copy each time."""
+    import comfy.sd
+
+    return comfy.sd.load_checkpoint_guess_config(str(path or checkpoint()), output_vae=True, output_clip=True)[:3]

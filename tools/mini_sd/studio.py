@@ -1,0 +1,117 @@
+"""Draws pictures with the narrow model, and tells with the judge what they show."""
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from .narrow import FULL, TEXT, TEXT_TOKENS, WEIGHTS, WIDTH, Judge, TextEncoder, UNet, decoder, encoder, load_unet_state, load_weights
+from .world import BACKGROUNDS, CHARACTERS, STYLES
+
+HERE = Path(__file__).parent
+BOS, EOS = 49406, 49407
+CHANNELS, SIDE = 4, 8
+
+
+@cache
+def word_ids() -> dict[str, list[int]]:
+    """CLIP BPE ids of every word that a caption can hold; word by word they concatenate to the tokenizer's own output."""
+    return json.loads((HERE / "tokens.json").read_text())
+
+
+@cache
+def prompts() -> dict:
+    """The disjoint `choose` and `test` prompts with their seeds; see README.md."""
+    return json.loads((HERE / "prompts.json").read_text())
+
+
+def token_ids(text: str) -> list[int]:
+    """CLIP token ids of a caption, with begin and end."""
+    return [BOS, *(i for word in text.replace(",", " , ").split() for i in word_ids()[word])][: TEXT_TOKENS - 1] + [EOS]
+
+
+@cache
+def text_encoder() -> tuple[TextEncoder, dict[int, int]]:
+    """The narrow text encoder and its dense index of the token ids it knows."""
+    state = load_file(WEIGHTS / "text.safetensors")
+    ids = state.pop("token_ids").tolist()
+    return load_weights(TextEncoder(len(ids)), state), {t: i for i, t in enumerate(ids)}
+
+
+@torch.inference_mode()
+def encode_text(texts: list[str]) -> torch.Tensor:
+    """(B, 77, TEXT) float32 embeddings of captions."""
+    model, dense = text_encoder()
+    rows = [(token_ids(t) + [EOS] * TEXT_TOKENS)[:TEXT_TOKENS] for t in texts]
+    return model(torch.tensor([[dense[i] for i in row] for row in rows]))
+
+
+def unet(full_weights: dict[str, torch.Tensor] | None = None) -> UNet:
+    """The narrow U-Net; full_weights (keys without `diffusion_model.`) of the laid-out one replace cross-attention weights by their leading block."""
+    state = load_unet_state()
+    for key, weight in (full_weights or {}).items():
+        if weight.shape[0] != FULL:
+            raise ValueError(f"{key}: {tuple(weight.shape)} is not a cross-attention weight of the laid-out U-Net.")
+        state[key] = weight[: state[key].shape[0], : state[key].shape[1]].contiguous()
+    return load_weights(UNet(), state)
+
+
+@cache
+def vae_decoder() -> torch.nn.Module:
+    return load_weights(decoder(), load_file(WEIGHTS / "vae_decoder.safetensors"))
+
+
+@cache
+def vae_encoder() -> torch.nn.Module:
+    return load_weights(encoder(), load_file(WEIGHTS / "vae_encoder.safetensors"))
+
+
+@cache
+def judge() -> Judge:
+    return load_weights(Judge(len(CHARACTERS), len(STYLES), len(BACKGROUNDS)), load_file(WEIGHTS / "judge.safetensors"))
+
+
+def noise(seeds: list[int]) -> torch.Tensor:
+    """(B, 4, 8, 8) start noise, the host's own for each seed at batch size one."""
+    return torch.cat([torch.randn(1, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(s)) for s in seeds])
+
+
+def sigmas() -> torch.Tensor:
+    """Noise levels of Stable Diffusion 1's thousand training steps, (1000,) float32."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    kept = torch.cumprod(1 - betas, 0)
+    return ((1 - kept) / kept).sqrt().float()
+
+
+@torch.inference_mode()
+def draw(net: UNet, texts: list[str], seeds: list[int], steps: int = 15, cfg: float = 4.0, batch: int = 64) -> torch.Tensor:
+    """(B, 3, 64, 64) pictures in 0..1: what the host draws with sampler `euler`, scheduler `normal` and each seed at batch size one."""
+    logs = sigmas().log()
+    times = torch.linspace(999, 0, steps)
+    low = times.floor().long()
+    levels = torch.lerp(logs[low], logs[times.ceil().long()], times - low).exp().tolist()
+    distinct = sorted({*texts, ""})
+    embedded = dict(zip(distinct, encode_text(distinct)))
+    pictures = []
+    for start in range(0, len(texts), batch):
+        part = texts[start : start + batch]
+        context = torch.stack([*(embedded[t] for t in part), *[embedded[""]] * len(part)])
+        x = noise(seeds[start : start + batch]) * (1 + levels[0] ** 2) ** 0.5
+        for now, then in zip(levels, [*levels[1:], 0.0]):
+            step = (torch.tensor(now).log() - logs).abs().argmin().expand(2 * len(part))  # the host asks for whole training steps
+            scaled = x / (now**2 + 1) ** 0.5
+            cond, free = net(torch.cat([scaled, scaled]), step, context).chunk(2)
+            x = x + (free + cfg * (cond - free)) * (then - now)
+        pictures.append(vae_decoder()(x).clamp(0, 1))
+    return torch.cat(pictures)
+
+
+@torch.inference_mode()
+def look(pictures: torch.Tensor) -> list[dict[str, str | None]]:
+    """What the judge sees in (B, 3, 64, 64) pictures in 0..1: character (None: no named one), style and background."""
+    seen = {k: v.argmax(1).tolist() for k, v in judge()(pictures).items()}
+    names = {"character": [*CHARACTERS, None], "style": list(STYLES), "background": list(BACKGROUNDS)}
+    return [{k: names[k][seen[k][i]] for k in names} for i in range(len(pictures))]
