@@ -1,0 +1,87 @@
+import json
+
+import pytest
+import torch
+from pure_pack.pure_core.build import Settings, build_basis
+from pure_pack.pure_core.errors import PureError
+from pure_pack.pure_core.files import TENSORS, atomic_path, load_basis, save_basis
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_build import FORGET, RETAIN
+
+
+def basis(rule="energy"):
+    return build_basis(FORGET, RETAIN, Settings(rule, retain_energy=0.9))[0]
+
+
+@pytest.mark.parametrize("rule", ["energy", "contrast"])
+def test_a_basis_is_read_back_as_it_was(tmp_path, rule):
+    saved = basis(rule)
+    save_basis(saved, tmp_path / "b.safetensors")
+    read = load_basis(tmp_path / "b.safetensors")
+    assert (read.rule, read.structure, read.settings, read.provenance) == (saved.rule, saved.structure, saved.settings, saved.provenance)
+    for name, layer in saved.layers.items():
+        assert read.layers[name].heads == layer.heads
+        assert all(torch.equal(getattr(read.layers[name], f), getattr(layer, f)) for f in TENSORS)
+    assert [p.name for p in tmp_path.iterdir()] == ["b.safetensors"]
+
+
+def test_without_the_recipe_no_prompt_is_in_the_file(tmp_path):
+    save_basis(basis(), tmp_path / "b.safetensors", embed_recipe=False)
+    assert b"zorbo" not in (tmp_path / "b.safetensors").read_bytes()
+    assert load_basis(tmp_path / "b.safetensors").layers.keys() == basis().layers.keys()
+    save_basis(basis(), tmp_path / "c.safetensors")
+    assert b"zorbo" in (tmp_path / "c.safetensors").read_bytes()  # control
+
+
+def rewrite(path, change):
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        head = json.loads(file.metadata()["pure"])
+    change(tensors, head)
+    save_file(tensors, path, metadata={"pure": json.dumps(head)})
+
+
+def first(tensors, field):
+    return next(k for k in tensors if k.endswith(f".{field}"))
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda t, h: h.update(version=99), "version 99"),
+    (lambda t, h: h.update(format="other"), "format 'other'"),
+    (lambda t, h: h.pop("heads"), "is not a PURE basis"),
+    (lambda t, h: t.pop(first(t, "u")), "does not hold the layers"),
+    (lambda t, h: t.update({first(t, "v_f"): t[first(t, "v_f")] * 1.001}), "not orthonormal"),
+    (lambda t, h: t[first(t, "m")].fill_(float("nan")), "not finite"),
+    (lambda t, h: t.update({first(t, "u"): t[first(t, "u")].half()}), "float16"),
+    (lambda t, h: t.update({first(t, "u"): t[first(t, "u")][:, :1].clone()}), "shapes do not fit"),
+])
+def test_a_damaged_basis_is_refused_in_one_sentence(tmp_path, change, words):
+    path = tmp_path / "b.safetensors"
+    save_basis(basis(), path)
+    load_basis(path)  # control: whole before
+    rewrite(path, change)
+    with pytest.raises(PureError, match=words):
+        load_basis(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04}.", b"\xff" * 64, b"PK\x03\x04" + b"\0" * 40], ids=["empty", "pickle", "huge header", "zip"])
+def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
+    (tmp_path / "b.safetensors").write_bytes(content)
+    with pytest.raises(PureError, match="b.safetensors is not a PURE basis"):
+        load_basis(tmp_path / "b.safetensors")
+    with pytest.raises(PureError, match="no file"):
+        load_basis(tmp_path / "missing.safetensors")
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "x.bin"
+    target.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), atomic_path(target) as part:
+        part.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
+    with atomic_path(target) as part:
+        part.write_bytes(b"new")
+        assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"new" and list(tmp_path.iterdir()) == [target]

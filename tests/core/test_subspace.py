@@ -1,0 +1,119 @@
+import pytest
+import torch
+from pure_pack.pure_core.moments import MomentsFitter
+from pure_pack.pure_core.subspace import add_direction, contrast_directions, energy_rank, mean_squared_sine, principal_cosines, spectrum
+from spaces import orthonormal
+
+
+def moments(h):
+    fitter = MomentsFitter(h.shape[1])
+    fitter.add(h)
+    return fitter.result()
+
+
+def random_rows(n, d, seed=0):
+    return torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("n", "d"), [(8, 60), (400, 30)])
+def test_the_spectrum_is_that_of_the_stacked_rows(n, d):
+    h = random_rows(n, d)
+    s, v = spectrum(moments(h))
+    _, s_h, vh = torch.linalg.svd(h, full_matrices=False)
+    assert (s - s_h).abs().max() < 1e-10 and (v.T @ v - torch.eye(v.shape[1])).abs().max() < 1e-12
+    assert (v @ v.T - vh.T @ vh).abs().max() < 1e-9
+
+
+def test_rank_deficient_rows_give_their_rank_and_no_rounding_directions():
+    h = random_rows(300, 4) @ orthonormal(50, 4).T
+    s, v = spectrum(moments(h))
+    assert len(s) == 4 and energy_rank(s, 1.0) == 4
+
+
+def test_a_float32_gram_would_see_a_wrong_rank_near_one():
+    """Why moments are kept as a float64 square root: the small directions drown in a float32 Gram."""
+    h = random_rows(200, 30) * torch.logspace(0, -6, 30, dtype=torch.float64) @ orthonormal(30, 30)
+    s, _ = spectrum(moments(h))
+    tau = 1 - 1e-11
+    gram = torch.linalg.eigvalsh((h.float().T @ h.float())).flip(0).clamp(min=0).double().sqrt()
+    exact = energy_rank(torch.linalg.svdvals(h), tau)
+    assert energy_rank(s, tau) == exact
+    assert energy_rank(gram, tau) != exact
+
+
+def test_energy_rank_is_the_least_that_reaches_the_share():
+    s = torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64)  # shares 4/6, 5/6, 1
+    assert [energy_rank(s, t) for t in (0.0, 0.5, 4 / 6, 0.7, 5 / 6, 0.99, 1.0)] == [0, 1, 1, 2, 2, 3, 3]
+    assert energy_rank(s, 1.0, max_rank=2) == 2 and energy_rank(s[:0], 0.9) == 0
+
+
+def test_retain_error_is_bounded_by_the_energy_that_was_not_kept():
+    h = random_rows(200, 30) * torch.logspace(0, -2, 30, dtype=torch.float64)
+    s, v = spectrum(moments(h))
+    for tau in (0.5, 0.9, 0.99):
+        kept = v[:, : energy_rank(s, tau)]
+        v_f = orthonormal(30, 30, 3)  # forgets everything, the worst case
+        edited = h - (h - h @ kept @ kept.T) @ v_f @ v_f.T
+        assert (edited - h).norm() / h.norm() <= (1 - tau) ** 0.5 + 1e-12
+
+
+def test_principal_angles():
+    a = orthonormal(10, 4)
+    angle = torch.tensor([0.3, 1.1], dtype=torch.float64)
+    b = a[:, :2] * angle.cos() + a[:, 2:] * angle.sin()
+    assert (principal_cosines(a[:, :2], b) - angle.cos()).abs().max() < 1e-12
+    assert mean_squared_sine(a[:, :2], b) == pytest.approx(float(angle.sin().square().mean()), abs=1e-12)
+    assert mean_squared_sine(a, a[:, :0]) == pytest.approx(1.0) and mean_squared_sine(a[:, :0], b) == 0.0
+
+
+def test_a_direction_is_added_once():
+    v = orthonormal(10, 3)
+    more = add_direction(v, orthonormal(10, 1, 5)[:, 0])
+    assert more.shape[1] == 4 and (more.T @ more - torch.eye(4)).abs().max() < 1e-12
+    assert add_direction(v, v @ torch.ones(3, dtype=torch.float64)).shape[1] == 3
+    assert add_direction(v, torch.zeros(10, dtype=torch.float64)).shape[1] == 3
+
+
+@pytest.mark.parametrize(("n_f", "n_r", "d"), [(12, 20, 60), (400, 900, 30)])
+def test_contrast_directions_are_generalised_eigenvectors(n_f, n_r, d):
+    f, r = random_rows(n_f, d), random_rows(n_r, d, 1)
+    ratios, x, bx = contrast_directions(moments(f), moments(r), 5)
+    a = f.T @ f / n_f
+    b = r.T @ r / n_r
+    b = b + 0.02 * b.trace() / d * torch.eye(d, dtype=torch.float64)
+    assert (a @ x - b @ x * ratios).abs().max() < 1e-9 * a.abs().max()
+    assert (x.T @ b @ x - torch.eye(5)).abs().max() < 1e-10 and (bx - b @ x).abs().max() < 1e-10
+    largest = torch.linalg.eigvals(torch.linalg.solve(b, a)).real.sort(descending=True).values[:5]
+    assert (ratios - largest).abs().max() < 1e-8 * largest[0]
+
+
+def test_contrast_edit_nulls_its_directions_and_moves_retain_rows_least_in_their_metric():
+    """Among all maps that null X^T h, I - B X X^T changes the retain rows least in B's own metric (the mean of |dh|^2 under B^-1)."""
+    d = 24
+    f, r = random_rows(50, d) + 2 * orthonormal(d, 1)[:, 0], random_rows(500, d, 1)
+    _, x, bx = contrast_directions(moments(f), moments(r), 3)
+    eye = torch.eye(d, dtype=torch.float64)
+    e = eye - bx @ x.T
+    assert (x.T @ e).abs().max() < 1e-10 and (e @ e - e).abs().max() < 1e-10
+    b = r.T @ r / len(r)
+    b = b + 0.02 * b.trace() / d * eye
+
+    def cost(map_):
+        return float(torch.trace((map_ - eye).T @ torch.linalg.inv(b) @ (map_ - eye) @ b))
+
+    others = [e + random_nulled for random_nulled in (e @ (0.1 * random_rows(d, d, s)) for s in range(5))]  # X^T still nulled
+    orthogonal = eye - x @ torch.linalg.pinv(x)
+    assert all(cost(e) < cost(o) for o in [*others, orthogonal])
+
+
+def test_without_retain_rows_contrast_is_plain_principal_directions():
+    h = random_rows(30, 12)
+    _, x, bx = contrast_directions(moments(h), None, 3)
+    _, v = spectrum(moments(h))
+    assert (x @ x.T - v[:, :3] @ v[:, :3].T).abs().max() < 1e-9 and torch.equal(x, bx)
+
+
+def test_no_energy_gives_no_directions():
+    zero = moments(torch.zeros(5, 8, dtype=torch.float64))
+    assert spectrum(zero)[0].numel() == 0
+    assert contrast_directions(zero, moments(random_rows(9, 8)), 2)[1].shape == (8, 0)
