@@ -1,13 +1,38 @@
-"""The real host in this process, the miniature checkpoint in it, and fresh MODELs from it."""
-import asyncio
-import sys
-from pathlib import Path
+"""The real host in this process, the miniature checkpoint in it, and MODELs, captures and bases made by the nodes."""
+import inprocess
 
-import pytest
+inprocess.start()  # before anything of comfy is imported
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-sys.path.insert(0, str(TOOLS))
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from random_sd1 import load_random_sd1  # noqa: E402
 
-import inprocess  # noqa: E402  (the host has to be set up before anything of comfy is imported)
+from run_nodes import build, capture, prompts  # noqa: E402
 
-inprocess.start()
+torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _as_the_executor_runs_nodes():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="session")
+def mini():
+    """MODEL, CLIP and VAE of the miniature checkpoint; shared, as clones in a graph share theirs."""
+    return inprocess.load_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def wide():
+    """A random SD 1 MODEL of widths 320, 640 and 1280 with all heads live, in float32."""
+    return load_random_sd1()
+
+
+@pytest.fixture(scope="session")
+def small_basis(mini):
+    """A quick basis for miplo on the miniature MODEL: two steps, one latent."""
+    with torch.inference_mode():
+        return {rule: build(capture(mini, prompts("miplo")), capture(mini, prompts("zorbo\nbramby", "retain")), rule=rule, forget_energy=0.999, retain_energy=0.6)
+                for rule in ("contrast", "energy")}

@@ -1,0 +1,211 @@
+"""What is recorded is softmax(Q K^T / sqrt(d)) V before to_out, of the conditional half, once per prompt, latent and step."""
+import comfy.model_management
+import comfy.samplers
+import pytest
+import torch
+from pure_pack.nodes.host import recording
+from pure_pack.nodes.host.layers import cross_attention_layers, unet_of
+from pure_pack.pure_core.errors import PureError
+from run_nodes import SMALL, build, capture, prompts
+from pure_pack.pure_core.projection import edit_matrix
+
+
+def hooks(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.model.modules())
+
+
+def independent_rows(model, clip, pairs, steps, size=64, cfg=1.0):
+    """Rows per layer, sampled one prompt at a time, from the inputs of each attention layer and its weights alone."""
+    unet, rows, seen = unet_of(model), {layer.name: [] for layer in cross_attention_layers(model)}, []
+
+    def spy(name):
+        def hook(module, args, kwargs):
+            x, context = args[0], kwargs["context"]
+            w = {p: getattr(module, f"to_{p}").weight.float() for p in "qkv"}
+            q, k, v = x.float() @ w["q"].T, context.float() @ w["k"].T, context.float() @ w["v"].T
+            split = lambda t: t.view(t.shape[0], t.shape[1], module.heads, -1).transpose(1, 2)  # noqa: E731
+            weights = torch.softmax(split(q) @ split(k).transpose(-1, -2) / (q.shape[-1] // module.heads) ** 0.5, -1)
+            h = (weights @ split(v)).transpose(1, 2).flatten(2)
+            rows[name].append((seen[-1], h.mean(1)))
+        return hook
+
+    handles = [unet.register_forward_pre_hook(lambda _, a, kw: seen.append(kw["transformer_options"]["cond_or_uncond"]), with_kwargs=True)]
+    handles += [unet.get_submodule(n).register_forward_pre_hook(spy(n), with_kwargs=True) for n in rows]
+    try:
+        noise = torch.randn(1, 4, size // 8, size // 8, generator=torch.Generator().manual_seed(SMALL.get("seed", 0)))
+        empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+        for _, text in pairs:
+            sampler = comfy.samplers.KSampler(model, steps=SMALL["steps"], device=model.load_device, sampler="euler", scheduler="normal", model_options=model.model_options)
+            sampler.sample(noise, clip.encode_from_tokens_scheduled(clip.tokenize(text)), empty, cfg=cfg, latent_image=torch.zeros_like(noise),
+                           last_step=steps, disable_pbar=True, seed=0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {n: torch.cat([h[half.index(0)][None] for half, h in r]) for n, r in rows.items()}, seen
+
+
+@pytest.mark.parametrize(("which", "cfg"), [("mini", 1.0), ("mini", 4.0), ("wide", 1.0), ("wide", 3.0)])
+def test_recorded_moments_equal_an_independent_computation(request, mini, which, cfg):
+    model, clip = (mini[0] if which == "mini" else request.getfixturevalue("wide")), mini[1]
+    anchors = prompts("zorbo\nmiplo", templates="{}\na picture of {}")
+    got = capture((model, clip), anchors, cfg=cfg)
+    want, halves = independent_rows(model, clip, anchors.pairs, SMALL["recorded_steps"], cfg=cfg)
+    assert ([1, 0] in halves) == (cfg > 1)  # the unconditional half really ran, and first
+    assert len(got.moments) == (7 if which == "mini" else 10)
+    if which == "wide":
+        assert {m.width for m in got.moments.values()} == {320, 640, 1280} and set(got.heads.values()) == {8}
+    for name, moments in got.moments.items():
+        h = want[name].double()
+        assert moments.count == len(h) == 8
+        second = h.T @ h
+        assert (moments.factor.T @ moments.factor - second).norm() < 1e-5 * second.norm(), name
+        assert (moments.sum - h.sum(0)).norm() < 1e-5 * h.sum(0).norm()
+        if which == "wide":  # all heads are live
+            assert h.view(len(h), 8, -1).norm(dim=(0, 2)).min() > 1e-3 * h.norm()
+
+
+def test_what_comes_after_to_out_would_be_something_else(mini):
+    """Control: attn2_output_patch fires after to_out, where the shapes agree and the rows do not."""
+    model, clip, _ = mini
+    anchors = prompts("zorbo", templates="{}")
+    got = capture(mini, anchors)
+    after = {}
+    name = next(iter(got.moments))
+    handle = unet_of(model).get_submodule(f"{name}.to_out").register_forward_hook(lambda m, a, out: after.setdefault("rows", []).append(out.mean(1)))
+    try:
+        capture(mini, anchors)
+    finally:
+        handle.remove()
+    h = torch.cat(after["rows"]).double()
+    own = got.moments[name]
+    assert h.shape[1] == own.width and (own.sum - h.sum(0)).norm() > 0.1 * own.sum.norm()
+
+
+def difference(a, b):
+    """Largest relative difference of the edits of two bases."""
+    return max(float((edit_matrix(a.layers[n].u, a.layers[n].m) - edit_matrix(b.layers[n].u, b.layers[n].m)).norm()
+                     / (edit_matrix(a.layers[n].u, a.layers[n].m) - torch.eye(a.layers[n].width)).norm()) for n in a.layers)
+
+
+def test_batch_size_changes_nothing_beyond_rounding(mini):
+    def basis(size, seed=0):
+        forget, retain = (capture(mini, p, batch_size=size, latents=2, seed=seed) for p in (prompts("miplo"), prompts("zorbo\nbramby", "retain")))
+        return build(forget, retain, directions=1)
+
+    one, four, sixteen = (basis(n) for n in (1, 4, 16))
+    assert difference(one, four) < 1e-3 and difference(one, sixteen) < 1e-3
+    assert difference(one, basis(16, seed=5)) > 1e-2  # control: other noise, other basis
+
+
+def test_prompts_of_different_lengths_are_captured_together(mini):
+    long = " ".join(["a picture of zorbo at night"] * 20)  # more than 77 tokens: two chunks
+    both = capture(mini, prompts(f"zorbo\n{long}", preset="free text"), batch_size=4)
+    alone = [capture(mini, prompts(p, preset="free text")) for p in ("zorbo", long)]
+    for name, m in both.moments.items():
+        total = sum(a.moments[name].sum for a in alone)
+        assert m.count == 4 and (m.sum - total).norm() < 1e-5 * total.norm()
+
+
+def test_latent_j_depends_on_seed_and_j_alone(mini):
+    trajectory = lambda **k: recording.Trajectory(**{**SMALL, "seed": 7, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", **k})  # noqa: E731
+    one, three = (recording.start_noise(mini[0], trajectory(latents=n)) for n in (1, 3))
+    assert torch.equal(one[0], three[0]) and not torch.equal(three[0], three[1])
+    assert torch.equal(one, torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7)))
+
+
+def test_no_hook_is_left_after_success_exception_or_cancel(mini, monkeypatch):
+    model = mini[0]
+    before, patches, options = hooks(model), {k: list(v) for k, v in model.patches.items()}, repr(model.model_options)
+    base = {layer.key("values"): model.get_key_patches(layer.key("values"))[layer.key("values")][0][0].clone() for layer in cross_attention_layers(model)}
+    during = []
+
+    def check():
+        assert hooks(model) == before
+        assert model.patches == patches and repr(model.model_options) == options
+        assert all(torch.equal(model.get_key_patches(k)[k][0][0], w) for k, w in base.items())
+
+    capture(mini, prompts("zorbo"))
+    check()
+
+    def fail(self):
+        during.append(hooks(model))
+        raise RuntimeError("in the middle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recording.Recorder, "collect", fail)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            capture(mini, prompts("zorbo"))
+    check()
+    assert during[0] == before + 1 + 7  # control: they were there while it ran
+
+    def cancel(self, denoised):
+        comfy.model_management.interrupt_current_processing()
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recording.Progress, "step", cancel)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            capture(mini, prompts("zorbo"))
+    check()
+    assert not comfy.model_management.processing_interrupted()
+
+
+def test_a_bypassed_layer_is_an_error_and_not_a_smaller_result(mini, monkeypatch):
+    unet = unet_of(mini[0])
+    name = cross_attention_layers(mini[0])[2].name
+    layer = unet.get_submodule(name)
+    monkeypatch.setattr(layer, "forward", lambda x, context=None, value=None, mask=None, transformer_options={}: x)
+    with pytest.raises(PureError, match="gave 0 rows and not 12.*TorchCompile"):
+        capture(mini, prompts("zorbo"))
+
+
+@pytest.mark.parametrize(("inputs", "words"), [
+    ({"sampler_name": "euler_ancestral"}, "draw noise"), ({"sampler_name": "heun"}, "evaluate twice"), ({"sampler_name": "nonsense"}, "'nonsense'"),
+    ({"scheduler": "nonsense"}, "scheduler is 'nonsense'"), ({"steps": 2, "recorded_steps": 3}, "recorded_steps is 3"), ({"cfg": float("nan")}, "cfg is nan"),
+])
+def test_trajectories_that_cannot_be_recorded_are_refused_before_any_work(mini, monkeypatch, inputs, words):
+    monkeypatch.setattr(recording, "encode", lambda *a: pytest.fail("work was done"))
+    with pytest.raises(PureError, match=words):
+        capture(mini, prompts("zorbo"), **inputs)
+
+
+@pytest.mark.parametrize("name", recording.SAMPLERS)
+def test_every_offered_sampler_gives_one_row_a_step(mini, name):
+    assert capture(mini, prompts("zorbo", templates="{}"), sampler_name=name, recorded_steps=3).count == 3
+
+
+def test_replaced_attention_is_refused(mini):
+    model = mini[0].clone()
+    model.set_model_attn2_patch(lambda q, k, v, options: (q, k, v))
+    with pytest.raises(PureError, match="already replaced"):
+        capture((model, mini[1]), prompts("zorbo"))
+    model = mini[0].clone()
+    model.set_model_attn2_replace(lambda q, k, v, options: q, "input", 1)
+    with pytest.raises(PureError, match="IPAdapter"):
+        capture((model, mini[1]), prompts("zorbo"))
+
+
+def test_models_that_cannot_be_edited_are_refused_by_family(mini):
+    class Flux:
+        diffusion_model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+
+    with pytest.raises(PureError, match=r"\(Flux\) has no text cross-attention"):
+        cross_attention_layers(type("Patcher", (), {"model": Flux()})())
+    packed = torch.nn.Module()
+    packed.attn2 = torch.nn.Module()
+    packed.attn2.heads = 2
+    for part in ("to_q", "to_k", "to_v"):
+        packed.attn2.add_module(part, torch.nn.Linear(4, 4, bias=False))
+    packed.attn2.add_module("to_out", torch.nn.Sequential(torch.nn.Linear(4, 4)))
+    holder = type("Patcher", (), {"model": type("SDXL", (), {"diffusion_model": packed})()})()
+    assert [layer.width for layer in cross_attention_layers(holder)] == [4]  # control
+    packed.attn2.to_k.weight = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(PureError, match="quantised .uint8."):
+        cross_attention_layers(holder)
+
+
+def test_activations_that_overflow_are_refused(mini, monkeypatch):
+    original = recording.Recorder._pool
+    monkeypatch.setattr(recording.Recorder, "_pool", lambda self, name, h: original(self, name, h * float("inf")))
+    with pytest.raises(PureError, match="NaN or infinite"):
+        capture(mini, prompts("zorbo", templates="{}"))
