@@ -7,10 +7,6 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from random_sd1 import load_random_sd1  # noqa: E402
 
-from run_nodes import build, capture, prompts  # noqa: E402
-
-torch.manual_seed(0)
-
 
 @pytest.fixture(autouse=True)
 def _as_the_executor_runs_nodes():
@@ -28,11 +24,3 @@ def mini():
 def wide():
     """A random SD 1 MODEL of widths 320, 640 and 1280 with all heads live, in float32."""
     return load_random_sd1()
-
-
-@pytest.fixture(scope="session")
-def small_basis(mini):
-    """A quick basis for miplo on the miniature MODEL: two steps, one latent."""
-    with torch.inference_mode():
-        return {rule: build(capture(mini, prompts("miplo")), capture(mini, prompts("zorbo\nbramby", "retain")), rule=rule, forget_energy=0.999, retain_energy=0.6)
-                for rule in ("contrast", "energy")}

@@ -1,0 +1,200 @@
+"""The edit on a MODEL: equal to its definition with and without LoRAs, exact at strength 0, repeatable, and nothing else changes."""
+import comfy.lora
+import comfy.sd
+import comfy.weight_adapter
+import pytest
+import torch
+from pure_pack.nodes.host.layers import cross_attention_layers, fingerprint
+from pure_pack.nodes.host.patches import ProjectionAdapter, effective_weight
+from pure_pack.pure_core.errors import PureError
+from pure_pack.pure_core.projection import ConceptBasis, edit_matrix
+from run_nodes import apply, build, capture, prompts, run
+
+SIDES = {"keys and values": {"keys": "left", "values": "left"}, "values": {"values": "left"}, "output": {"output": "right"}}
+
+
+def with_lora(model, seed=3):
+    """A clone of MODEL with a rank-4 LoRA on every cross-attention weight, by the host's own adapter class."""
+    generator, patches = torch.Generator().manual_seed(seed), {}
+    for layer in cross_attention_layers(model):
+        for projection in ("keys", "values", "output"):
+            shape = model.get_key_patches(layer.key(projection))[layer.key(projection)][0][0].shape
+            up, down = torch.randn(shape[0], 4, generator=generator) * 0.05, torch.randn(4, shape[1], generator=generator) * 0.05
+            patches[layer.key(projection)] = comfy.weight_adapter.LoRAAdapter(set(), (up, down, 4.0, None, None, None))
+    clone = model.clone()
+    assert len(clone.add_patches(patches, 1.0)) == len(patches)
+    return clone
+
+
+def base_weights(model):
+    return {k: v[0][0].clone() for k, v in model.get_key_patches().items() if ".attn2." in k}
+
+
+def sample(model, clip, text="miplo at night", seed=5, steps=3):
+    import nodes as host_nodes  # the host's, not ours
+
+    encode = lambda t: clip.encode_from_tokens_scheduled(clip.tokenize(t))  # noqa: E731
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    return host_nodes.common_ksampler(model, seed, steps, 4.0, "euler", "normal", encode(text), encode(""), latent)[0]["samples"]
+
+
+@pytest.fixture(scope="module")
+def bases(mini):
+    with torch.inference_mode():
+        forget, retain = capture(mini, prompts("miplo")), capture(mini, prompts("zorbo", "retain"))
+        return {(rule, structure): build(forget, retain, rule=rule, structure=structure, forget_energy=0.999)
+                for rule in ("energy", "contrast") for structure in ("whole layer", "per head")}
+
+
+@pytest.mark.parametrize("rule", ["energy", "contrast"])
+@pytest.mark.parametrize("structure", ["whole layer", "per head"])
+@pytest.mark.parametrize("where", list(SIDES))
+@pytest.mark.parametrize("lora", [False, True])
+def test_effective_weights_equal_the_definition(mini, bases, rule, structure, where, lora):
+    basis, model = bases[rule, structure], mini[0]
+    before = with_lora(model) if lora else model
+    for iterations in (1, 2, 4) if rule == "energy" else (1, 3):
+        for strength in (1.0, 0.4):
+            edited = apply(before, basis, where=where, iterations=iterations, strength=strength)
+            for layer in cross_attention_layers(model)[::3]:
+                b = basis.layers[layer.name]
+                e = edit_matrix(b.u.double(), b.m.double(), strength, iterations)
+                for projection in ("keys", "values", "output"):
+                    key = layer.key(projection)
+                    original = effective_weight(before, key).double()
+                    side = SIDES[where].get(projection)
+                    want = original if side is None else e @ original if side == "left" else original @ e
+                    got = effective_weight(edited, key).double()
+                    assert (got - want).norm() <= 1e-6 * want.norm()
+                    if side:
+                        assert (got - original).norm() > 1e-3 * original.norm()  # control: it is an edit
+
+
+def test_right_multiplied_output_projects_the_activation_that_is_recorded(mini, bases):
+    b = next(iter(bases["energy", "whole layer"].layers.values()))
+    layer = cross_attention_layers(mini[0])[0]
+    edited = apply(mini[0], bases["energy", "whole layer"], where="output")
+    w_o, h = effective_weight(mini[0], layer.key("output")), torch.randn(5, layer.width)
+    assert torch.allclose(h @ effective_weight(edited, layer.key("output")).T, (h @ edit_matrix(b.u, b.m).T) @ w_o.T, atol=1e-4)
+
+
+def test_two_edits_in_a_row_are_the_product(mini, bases):
+    a, b = bases["energy", "whole layer"], bases["contrast", "whole layer"]
+    edited, layer = apply(apply(mini[0], a), b), cross_attention_layers(mini[0])[1]
+    e = edit_matrix(b.layers[layer.name].u.double(), b.layers[layer.name].m.double()) @ edit_matrix(a.layers[layer.name].u.double(), a.layers[layer.name].m.double())
+    want = e @ effective_weight(mini[0], layer.key("values")).double()
+    assert (effective_weight(edited, layer.key("values")) - want).norm() < 2e-6 * want.norm()
+
+
+def test_a_lora_after_the_edit_is_added_to_it(mini, bases):
+    edited, layer = apply(mini[0], bases["contrast", "whole layer"]), cross_attention_layers(mini[0])[0]
+    key = layer.key("values")
+    added = effective_weight(with_lora(edited), key) - effective_weight(edited, key)
+    assert torch.allclose(added, effective_weight(with_lora(mini[0]), key) - effective_weight(mini[0], key), atol=1e-6)
+
+
+def test_strength_zero_is_the_input_bit_for_bit_and_the_edit_is_not(mini, bases):
+    model, clip, _ = mini
+    original = sample(model, clip)
+    nothing = apply(model, bases["contrast", "whole layer"], strength=0.0)
+    assert nothing is model
+    edited = sample(apply(model, bases["contrast", "whole layer"]), clip)
+    assert torch.equal(sample(nothing, clip), original)  # also after an edited clone of the same weights was loaded
+    assert (edited - original).norm() > 0.05 * original.norm()
+
+
+def test_two_queues_give_the_same_picture_and_no_clone_or_weight_changes(mini, bases):
+    model, clip, _ = mini
+    weights, sibling = base_weights(model), with_lora(model)
+    before = {k: list(v) for k, v in sibling.patches.items()}
+
+    def queue():
+        forget, retain = capture(mini, prompts("miplo")), capture(mini, prompts("zorbo", "retain"))
+        return sample(apply(model, build(forget, retain)), clip)
+
+    one, two = queue(), queue()
+    assert torch.equal(one, two)
+    assert base_weights(model).keys() == weights.keys() and all(torch.equal(w, weights[k]) for k, w in base_weights(model).items())
+    assert {k: list(v) for k, v in sibling.patches.items()} == before and model.patches == {}
+    with pytest.raises(PureError):
+        apply(model, bases["contrast", "whole layer"], strength=2.0)
+    assert model.patches == {} and all(torch.equal(w, weights[k]) for k, w in base_weights(model).items())
+
+
+def test_the_adapter_survives_what_other_hosts_do_to_it(bases):
+    """Newer hosts rebuild adapters from (loaded_keys, weights) and hand in fp16; lowvram computes in the weight's own type."""
+    b = next(iter(bases["energy", "whole layer"].layers.values()))
+    adapter = ProjectionAdapter({"k"}, (b.u, b.m, "left"))
+    rebuilt = type(adapter)(adapter.loaded_keys, adapter.weights)
+    weight = torch.randn(b.width, 50, generator=torch.Generator().manual_seed(2))
+    want = edit_matrix(b.u.double(), b.m.double()) @ weight.double()
+    for dtype, bound in ((torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 6e-3)):
+        stored = weight.to(dtype)
+        for patch in (adapter, rebuilt, ProjectionAdapter(set(), (b.u.half(), b.m.half(), "left")) if dtype != torch.float32 else rebuilt):
+            got = comfy.lora.calculate_weight([(1.0, patch, 1.0, None, None)], stored.clone(), "k", intermediate_dtype=dtype)
+            assert got.dtype == dtype and (got.double() - want).norm() < bound * want.norm()
+    with_function = comfy.lora.calculate_weight([(0.5, adapter, 1.0, None, lambda d: 2 * d)], weight.clone(), "k")
+    assert (with_function - want).norm() < 1e-6 * want.norm()
+    part = comfy.lora.calculate_weight([(1.0, adapter, 1.0, (1, 10, 20), None)], weight.clone(), "k")
+    assert torch.equal(part[:, :10], weight[:, :10]) and torch.allclose(part[:, 10:30].double(), want[:, 10:30], atol=1e-5)
+
+
+def test_the_lowvram_path_samples_the_same(mini, bases, monkeypatch):
+    import comfy.model_management as management
+
+    model, clip, _ = mini
+    edited = apply(model, bases["contrast", "whole layer"])
+    whole, original = sample(edited, clip), sample(model, clip)
+    management.unload_all_models()
+    load = type(edited).load
+    counted = []
+
+    def starved(self, device_to=None, lowvram_model_memory=0, **kwargs):
+        result = load(self, device_to, lowvram_model_memory=1, **{**kwargs, "full_load": False})
+        counted.append(self.model.lowvram_patch_counter)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(edited), "load", starved)
+        part = sample(edited, clip)
+    management.unload_all_models()
+    assert counted and max(counted) >= 14  # control: keys and values of seven layers were patched on the fly
+    assert (part - whole).norm() < 0.02 * (whole - original).norm()
+
+
+def test_a_place_of_the_unet_alone_can_be_edited(mini, bases):
+    basis, counts = bases["contrast", "whole layer"], {}
+    for place in ("down", "middle", "up", "all"):
+        counts[place] = len(apply(mini[0], basis, layers=place).patches)
+    assert counts == {"down": 4, "middle": 2, "up": 8, "all": 14}
+
+
+def test_another_finetune_is_warned_of_and_another_layout_refused(mini, wide, bases):
+    from pure_pack.nodes.apply import ApplyProjection
+
+    basis = bases["contrast", "whole layer"]
+    report = lambda model: run(ApplyProjection, model=model, basis=basis)[1]  # noqa: E731
+    assert "Warning" not in report(mini[0]) and "captured on other weights" in report(with_lora(mini[0]))
+    layers = cross_attention_layers(mini[0])
+    assert fingerprint(mini[0], layers) == fingerprint(mini[0].clone(), layers) != fingerprint(with_lora(mini[0]), layers)
+    with pytest.raises(PureError, match="another kind of model: this MODEL has 10 cross-attention layers and the basis has 7"):
+        apply(wide, basis)
+    fewer_heads = ConceptBasis({n: type(b)(**{**b.__dict__, "heads": 4}) for n, b in basis.layers.items()}, basis.rule, basis.structure, basis.settings, basis.provenance)
+    with pytest.raises(PureError, match=r"\(320, 8, 768\) in this MODEL and \(320, 4, 768\)"):
+        apply(mini[0], fewer_heads)
+
+
+@pytest.mark.parametrize(("inputs", "words"), [
+    ({"strength": float("nan")}, "strength is nan"), ({"strength": 1.5}, "strength is 1.5"), ({"where": "nonsense"}, "where is 'nonsense'"),
+    ({"layers": "nonsense"}, "layers is 'nonsense'"), ({"iterations": 9}, "iterations is 9"),
+])
+def test_choices_that_are_not_offered_are_refused(mini, bases, inputs, words):
+    with pytest.raises(PureError, match=words):
+        apply(mini[0], bases["contrast", "whole layer"], **inputs)
+
+
+def test_a_host_that_does_not_take_a_key_is_an_error_and_not_a_smaller_edit(mini, bases, monkeypatch):
+    add = type(mini[0]).add_patches
+    monkeypatch.setattr(type(mini[0]), "add_patches", lambda self, patches, *a, **k: add(self, dict(list(patches.items())[1:]), *a, **k))
+    with pytest.raises(PureError, match="did not take 1 of 14 edits"):
+        apply(mini[0], bases["contrast", "whole layer"])
