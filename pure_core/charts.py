@@ -32,8 +32,8 @@ def _spectra(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: tuple[int, int
     """Singular values over the largest one, on logarithmic axes: forget solid with a dot at each kept rank, retain dashed."""
     x0, y0, x1, y1 = box
     longest = max([2, *(len(s) for b in basis.layers.values() for s in (b.spectrum_forget, b.spectrum_retain))])
-    px = lambda i: x0 + (x1 - x0) * np.log(i) / np.log(longest)  # noqa: E731
-    py = lambda v: y0 + (y1 - y0) * np.log10(max(v, FLOOR)) / np.log10(FLOOR)  # noqa: E731
+    px = lambda i: x0 + (x1 - x0) * np.log(i) / np.log(longest)
+    py = lambda v: y0 + (y1 - y0) * np.log10(max(v, FLOOR)) / np.log10(FLOOR)
     draw.text((x0, y0 - 26), "singular values: forget (line), retain (dots)", fill=INK, font=_font(13))
     for power in range(0, 7, 2):
         y = py(10.0**-power)

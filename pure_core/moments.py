@@ -46,11 +46,11 @@ class Moments:
         """(d, d) mean of h h^T."""
         return self.factor.T @ self.factor / max(self.count, 1)
 
-    def columns(self, start: int, stop: int) -> "Moments":
+    def columns(self, start: int, stop: int) -> Moments:
         """The moments of a slice of the channels, as of one attention head."""
         return Moments(self.count, self.ones, self.factor[:, start:stop])
 
-    def minus(self, mean: Tensor) -> "Moments":
+    def minus(self, mean: Tensor) -> Moments:
         """The moments of the rows h - mean, for any (d,) vector."""
         return Moments(self.count, self.ones, self.factor - torch.outer(self.ones, mean))
 

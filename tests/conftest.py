@@ -6,6 +6,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin starve shared cores
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
-import pack  # noqa: E402
+import pack
 
 pack.load()

@@ -49,7 +49,7 @@ class Host:
     base: str
 
     @classmethod
-    def load(cls) -> "Host":
+    def load(cls) -> Host:
         """The host that was set up last; raises SetupError where there is none."""
         try:
             host = cls(**json.loads((HOME / "host.json").read_text(encoding="utf-8")))

@@ -25,8 +25,8 @@ def start() -> None:
 
     sys.argv = arguments
     args.cpu, args.base_directory = True, host.base
-    import utils.install_util  # noqa: F401  (before nodes, as main.py has it)
     import folder_paths  # noqa: F401
+    import utils.install_util  # noqa: F401  (before nodes, as main.py has it)
 
     pack.load()
 

@@ -1,10 +1,9 @@
 """The weight adapter that carries the edit, and putting it on a clone of a MODEL."""
 from __future__ import annotations
 
-import torch
-
 import comfy.lora
 import comfy.model_management
+import torch
 from comfy.weight_adapter.base import WeightAdapterBase
 
 from ...pure_core.activations import layer_difference

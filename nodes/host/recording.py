@@ -9,9 +9,8 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
 import comfy.samplers
+import torch
 
 from ...pure_core.activations import Activations
 from ...pure_core.errors import PureError

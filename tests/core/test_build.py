@@ -8,6 +8,7 @@ from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.leakage import concept_directions, leakage, movement, residual_energy
 from pure_pack.pure_core.moments import MomentsFitter
 from pure_pack.pure_core.projection import edit_matrix
+
 from spaces import orthonormal
 
 D, HEADS = 32, 4

@@ -68,7 +68,7 @@ def test_a_damaged_basis_is_refused_in_one_sentence(tmp_path, change, words):
 @pytest.mark.parametrize("content", [b"", b"\x80\x04}.", b"\xff" * 64, b"PK\x03\x04" + b"\0" * 40], ids=["empty", "pickle", "huge header", "zip"])
 def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
     (tmp_path / "b.safetensors").write_bytes(content)
-    with pytest.raises(PureError, match="b.safetensors is not a PURE basis"):
+    with pytest.raises(PureError, match="is not a PURE basis"):
         load_basis(tmp_path / "b.safetensors")
     with pytest.raises(PureError, match="no file"):
         load_basis(tmp_path / "missing.safetensors")

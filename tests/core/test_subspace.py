@@ -2,6 +2,7 @@ import pytest
 import torch
 from pure_pack.pure_core.moments import MomentsFitter
 from pure_pack.pure_core.subspace import add_direction, contrast_directions, energy_rank, mean_squared_sine, principal_cosines, spectrum
+
 from spaces import orthonormal
 
 
@@ -26,7 +27,7 @@ def test_the_spectrum_is_that_of_the_stacked_rows(n, d):
 
 def test_rank_deficient_rows_give_their_rank_and_no_rounding_directions():
     h = random_rows(300, 4) @ orthonormal(50, 4).T
-    s, v = spectrum(moments(h))
+    s, _v = spectrum(moments(h))
     assert len(s) == 4 and energy_rank(s, 1.0) == 4
 
 
@@ -35,7 +36,7 @@ def test_a_float32_gram_would_see_a_wrong_rank_near_one():
     h = random_rows(200, 30) * torch.logspace(0, -6, 30, dtype=torch.float64) @ orthonormal(30, 30)
     s, _ = spectrum(moments(h))
     tau = 1 - 1e-11
-    gram = torch.linalg.eigvalsh((h.float().T @ h.float())).flip(0).clamp(min=0).double().sqrt()
+    gram = torch.linalg.eigvalsh(h.float().T @ h.float()).flip(0).clamp(min=0).double().sqrt()
     exact = energy_rank(torch.linalg.svdvals(h), tau)
     assert energy_rank(s, tau) == exact
     assert energy_rank(gram, tau) != exact

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from mini_sd import studio
 from mini_sd.render import encode, render
-from mini_sd.world import ARTISTS, CHARACTERS, Scene, Creature, caption, sample_scene
-from PIL import Image
+from mini_sd.world import ARTISTS, CHARACTERS, Creature, Scene, caption, sample_scene
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RECORD = json.loads((FIXTURES / "fixtures.json").read_text())
@@ -89,3 +90,21 @@ def test_the_same_prompts_and_seeds_give_the_same_pictures(unet):
     one, two = (studio.draw(unet, texts, seeds, steps=4) for _ in range(2))
     assert torch.equal(one, two)
     assert not torch.equal(one, studio.draw(unet, texts, [3, 4], steps=4))
+
+
+def test_the_stored_prompts_are_what_make_prompts_writes():
+    from mini_sd.make_prompts import build
+
+    assert build() == studio.prompts()
+
+
+def test_the_training_code_still_runs(tmp_path, monkeypatch):
+    """Seconds of it, from drawings to files that the narrow model takes."""
+    from mini_sd import train
+
+    monkeypatch.setattr("sys.argv", ["train", "--out", str(tmp_path), "--seconds", "1", "--vae-seconds", "1", "--judge-seconds", "1",
+                                     "--count", "32", "--batch", "4", "--vae-batch", "4", "--workers", "1"])
+    train.main()
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in studio.WEIGHTS.iterdir()}
+    made, kept = (studio.load_file(folder / "unet_2.safetensors") for folder in (tmp_path, studio.WEIGHTS))
+    assert {k: v.shape for k, v in made.items()} == {k: v.shape for k, v in kept.items()}

@@ -5,6 +5,7 @@ inprocess.start()  # before anything of comfy is imported
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
 from random_sd1 import load_random_sd1  # noqa: E402
 
 

@@ -8,6 +8,7 @@ from pure_pack.nodes.host.layers import cross_attention_layers, fingerprint
 from pure_pack.nodes.host.patches import ProjectionAdapter, effective_weight
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.projection import ConceptBasis, edit_matrix
+
 from run_nodes import apply, build, capture, prompts, run
 
 SIDES = {"keys and values": {"keys": "left", "values": "left"}, "values": {"values": "left"}, "output": {"output": "right"}}
@@ -33,7 +34,7 @@ def base_weights(model):
 def sample(model, clip, text="miplo at night", seed=5, steps=3):
     import nodes as host_nodes  # the host's, not ours
 
-    encode = lambda t: clip.encode_from_tokens_scheduled(clip.tokenize(t))  # noqa: E731
+    encode = lambda t: clip.encode_from_tokens_scheduled(clip.tokenize(t))
     latent = {"samples": torch.zeros(1, 4, 8, 8)}
     return host_nodes.common_ksampler(model, seed, steps, 4.0, "euler", "normal", encode(text), encode(""), latent)[0]["samples"]
 
@@ -173,7 +174,7 @@ def test_another_finetune_is_warned_of_and_another_layout_refused(mini, wide, ba
     from pure_pack.nodes.apply import ApplyProjection
 
     basis = bases["contrast", "whole layer"]
-    report = lambda model: run(ApplyProjection, model=model, basis=basis)[1]  # noqa: E731
+    report = lambda model: run(ApplyProjection, model=model, basis=basis)[1]
     assert "Warning" not in report(mini[0]) and "captured on other weights" in report(with_lora(mini[0]))
     layers = cross_attention_layers(mini[0])
     assert fingerprint(mini[0], layers) == fingerprint(mini[0].clone(), layers) != fingerprint(with_lora(mini[0]), layers)

@@ -70,10 +70,10 @@ def expand_text(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     out[root + "embeddings.position_embedding.weight"] = put((TEXT_TOKENS, TEXT_FULL), weights["position_embedding"])
     for end in ("weight", "bias"):
         out[root + f"final_layer_norm.{end}"] = put((TEXT_FULL,), weights[f"final_layer_norm.{end}"])
-    zero = lambda *shape: torch.zeros(shape, dtype=torch.float16)  # noqa: E731
+    zero = lambda *shape: torch.zeros(shape, dtype=torch.float16)
     for i in range(LAYERS):
         at = f"{root}encoder.layers.{i}."
-        get = lambda name, shape: put(shape, weights[f"layers.{i}.{name}"]) if f"layers.{i}.{name}" in weights else zero(*shape)  # noqa: E731, B023
+        get = lambda name, shape: put(shape, weights[f"layers.{i}.{name}"]) if f"layers.{i}.{name}" in weights else zero(*shape)  # noqa: B023
         for norm in ("layer_norm1", "layer_norm2"):
             for end in ("weight", "bias"):
                 out[at + f"{norm}.{end}"] = get(f"{norm}.{end}", (TEXT_FULL,))
@@ -104,7 +104,7 @@ def expand_autoencoder(encoder: dict[str, torch.Tensor], decoder: dict[str, torc
 
 def full_state() -> dict[str, torch.Tensor]:
     """Every tensor of the full-size checkpoint, float16."""
-    load = lambda name: load_file(WEIGHTS / f"{name}.safetensors")  # noqa: E731
+    load = lambda name: load_file(WEIGHTS / f"{name}.safetensors")
     state = {**expand_unet(load_unet_state()), **expand_text(load("text")), **expand_autoencoder(load("vae_encoder"), load("vae_decoder"))}
     return {k: v.contiguous() for k, v in state.items()}
 

@@ -141,7 +141,7 @@ class UNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.time_embed = nn.Sequential(nn.Linear(FULL, TIME), nn.SiLU(), nn.Linear(TIME, TIME))
-        blocks = lambda *rows: nn.ModuleList(nn.ModuleList(r) for r in rows)  # noqa: E731
+        blocks = lambda *rows: nn.ModuleList(nn.ModuleList(r) for r in rows)
         self.input_blocks = blocks([ConvIn(4, WIDTH, 3, padding=1)], [ResBlock(), SpatialTransformer()], [Downsample()],
                                    [ResBlock(), SpatialTransformer()])
         self.middle_block = nn.ModuleList([ResBlock(), SpatialTransformer(), ResBlock()])
@@ -206,7 +206,7 @@ class Block(nn.Module):
 
     def __init__(self):
         super().__init__()
-        conv = lambda: nn.Conv2d(AE, AE, 3, padding=1)  # noqa: E731
+        conv = lambda: nn.Conv2d(AE, AE, 3, padding=1)
         self.conv = nn.Sequential(conv(), nn.ReLU(), conv(), nn.ReLU(), conv())
 
     def forward(self, x):
@@ -222,13 +222,13 @@ Pass = nn.Identity  # stands where the full-size autoencoder has a block that th
 
 
 def encoder() -> nn.Sequential:
-    down = lambda: nn.Conv2d(AE, AE, 3, stride=2, padding=1, bias=False)  # noqa: E731
+    down = lambda: nn.Conv2d(AE, AE, 3, stride=2, padding=1, bias=False)
     return nn.Sequential(nn.Conv2d(3, AE, 3, padding=1), Block(), down(), Block(), Pass(), Pass(), down(), Block(),
                          Block(), Pass(), down(), Block(), Block(), Pass(), nn.Conv2d(AE, 4, 3, padding=1))
 
 
 def decoder() -> nn.Sequential:
-    up = lambda: (nn.Upsample(scale_factor=2), nn.Conv2d(AE, AE, 3, padding=1, bias=False))  # noqa: E731
+    up = lambda: (nn.Upsample(scale_factor=2), nn.Conv2d(AE, AE, 3, padding=1, bias=False))
     return nn.Sequential(Clamp(), nn.Conv2d(4, AE, 3, padding=1), nn.ReLU(), Block(), Block(), Block(), *up(), Block(),
                          Block(), Pass(), *up(), Block(), Pass(), Pass(), *up(), Block(), nn.Conv2d(AE, 3, 3, padding=1))
 

@@ -32,12 +32,12 @@ def render(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """(B, 3, SIZE, SIZE) in 0..1 from encoded scenes (B, 8); pose and shade vary with the generator."""
     rows = rows.long()
     device, b = rows.device, rows.shape[0]
-    rand = lambda lo, hi: (torch.rand(b, 1, 1, device=device, generator=generator) * (hi - lo) + lo)  # noqa: E731
+    rand = lambda lo, hi: (torch.rand(b, 1, 1, device=device, generator=generator) * (hi - lo) + lo)
     grid = (torch.arange(SIZE, device=device) + 0.5) / SIZE * 2 - 1
     gx, gy = grid.view(1, 1, -1).expand(b, SIZE, SIZE), -grid.view(1, -1, 1).expand(b, SIZE, SIZE)
     alive, ground, style, topper, mark, eyes, shape, color = rows.unbind(1)
-    is_ = lambda t, name, ids: (t == ids.index(name)).view(-1, 1, 1)  # noqa: E731
-    rgb = lambda *v: torch.tensor(v, device=device)  # noqa: E731
+    is_ = lambda t, name, ids: (t == ids.index(name)).view(-1, 1, 1)
+    rgb = lambda *v: torch.tensor(v, device=device)
     dark, white = rgb(0.08, 0.06, 0.08), rgb(0.98, 0.98, 0.96)
     creature = (alive == 1).view(-1, 1, 1)
     image = _background(ground, gx, gy, rand)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from .narrow import FULL, TEXT, TEXT_TOKENS, WEIGHTS, WIDTH, Judge, TextEncoder, UNet, decoder, encoder, load_unet_state, load_weights
+from .narrow import FULL, TEXT_TOKENS, WEIGHTS, Judge, TextEncoder, UNet, decoder, encoder, load_unet_state, load_weights
 from .world import BACKGROUNDS, CHARACTERS, STYLES
 
 HERE = Path(__file__).parent
@@ -30,7 +30,13 @@ def prompts() -> dict:
 
 def token_ids(text: str) -> list[int]:
     """CLIP token ids of a caption, with begin and end."""
-    return [BOS, *(i for word in text.replace(",", " , ").split() for i in word_ids()[word])][: TEXT_TOKENS - 1] + [EOS]
+    words = [i for word in text.replace(",", " , ").split() for i in word_ids()[word]]
+    return [BOS, *words[: TEXT_TOKENS - 2], EOS]
+
+
+def padded_ids(text: str) -> list[int]:
+    """token_ids filled up to the text encoder's 77 with ends, as CLIP does it."""
+    return (token_ids(text) + [EOS] * TEXT_TOKENS)[:TEXT_TOKENS]
 
 
 @cache
@@ -45,8 +51,7 @@ def text_encoder() -> tuple[TextEncoder, dict[int, int]]:
 def encode_text(texts: list[str]) -> torch.Tensor:
     """(B, 77, TEXT) float32 embeddings of captions."""
     model, dense = text_encoder()
-    rows = [(token_ids(t) + [EOS] * TEXT_TOKENS)[:TEXT_TOKENS] for t in texts]
-    return model(torch.tensor([[dense[i] for i in row] for row in rows]))
+    return model(torch.tensor([[dense[i] for i in padded_ids(t)] for t in texts]))
 
 
 def unet(full_weights: dict[str, torch.Tensor] | None = None) -> UNet:

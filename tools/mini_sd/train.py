@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import time
@@ -18,50 +17,43 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from model import TEXT_TOKENS, Judge, TextEncoder, UNet, decoder, encoder
-from render import SIZE, encode, render
-from world import BACKGROUNDS, STYLES, WORLDS, Scene, caption, sample_scene
+from .narrow import Judge, TextEncoder, UNet, decoder, encoder
+from .render import SIZE, encode, render
+from .studio import BOS, EOS, padded_ids, sigmas, word_ids
+from .world import BACKGROUNDS, CHARACTERS, STYLES, caption, sample_scene
 
-HERE = Path(__file__).parent
-BOS, EOS = 49406, 49407
-CAPTIONS = 6
+CAPTIONS = 6  # of each scene
 
 
-class Words:
-    """Word by word CLIP BPE ids (they concatenate to the tokenizer's own output), re-indexed densely."""
+def dense_index() -> dict[int, int]:
+    """CLIP token id -> row of the narrow text encoder's embedding table."""
+    return {t: i for i, t in enumerate(sorted({i for row in word_ids().values() for i in row} | {BOS, EOS}))}
 
-    def __init__(self, world: str):
-        self.table: dict[str, list[int]] = json.loads((HERE / f"tokens_{world}.json").read_text())
-        self.ids = sorted({i for row in self.table.values() for i in row} | {BOS, EOS})
-        self.dense = {t: i for i, t in enumerate(self.ids)}
 
-    def row(self, text: str) -> list[int]:
-        ids = [BOS] + [i for w in text.replace(",", " , ").split() for i in self.table[w]]
-        ids = ids[: TEXT_TOKENS - 1]
-        return [self.dense[i] for i in ids + [EOS] * (TEXT_TOKENS - len(ids))]
+def text_row(text: str, dense: dict[int, int]) -> list[int]:
+    return [dense[i] for i in padded_ids(text)]
 
 
 def make_part(args):
-    world_name, seed, count = args
-    world, words, rng = WORLDS[world_name], Words(world_name), random.Random(seed)
-    scenes = [sample_scene(world, rng) for _ in range(count)]
-    names = list(world.characters)
+    seed, count = args
+    dense, rng = dense_index(), random.Random(seed)
+    scenes = [sample_scene(rng) for _ in range(count)]
+    names = list(CHARACTERS)
     labels = torch.tensor([[names.index(s.character) if s.character else len(names), list(STYLES).index(s.style),
                             list(BACKGROUNDS).index(s.background)] for s in scenes], dtype=torch.int16)
-    text = torch.tensor([[words.row(caption(world, s, rng)) for _ in range(CAPTIONS)] for s in scenes], dtype=torch.int16)
+    text = torch.tensor([[text_row(caption(s, rng), dense) for _ in range(CAPTIONS)] for s in scenes], dtype=torch.int16)
     return encode(scenes), labels, text
 
 
-def make_scenes(world: str, count: int, workers: int):
+def make_scenes(count: int, workers: int):
     part = max(1, count // (workers * 4))
-    jobs = [(world, WORLDS[world].seed * 100003 + i, part) for i in range(max(1, count // part))]
     with ProcessPoolExecutor(workers) as pool:
-        return [torch.cat(t) for t in zip(*pool.map(make_part, jobs))]
+        return [torch.cat(t) for t in zip(*pool.map(make_part, [(i, part) for i in range(max(1, count // part))]))]
 
 
-def make_data(world: str, scenes, device):
+def make_data(scenes, device):
     rows, labels, text = (t.to(device) for t in scenes)
-    generator = torch.Generator(device).manual_seed(7 + WORLDS[world].seed)
+    generator = torch.Generator(device).manual_seed(7)
     images = torch.empty(len(rows), 3, SIZE, SIZE, dtype=torch.uint8, device=device)
     for i in range(0, len(rows), 1024):
         images[i : i + 1024] = (render(rows[i : i + 1024], generator) * 255 + 0.5).to(torch.uint8)
@@ -128,8 +120,8 @@ def to_latents(enc, images, device):
     return out
 
 
-def train_judge(world, images, labels, enc, dec, seconds, batch, device):
-    judge = Judge(len(WORLDS[world].characters), len(STYLES), len(BACKGROUNDS)).to(device)
+def train_judge(images, labels, enc, dec, seconds, batch, device):
+    judge = Judge(len(CHARACTERS), len(STYLES), len(BACKGROUNDS)).to(device)
     opt = torch.optim.AdamW(judge.parameters(), lr=1e-3, weight_decay=1e-2, fused=device.type == "cuda")
     correct = 0.0
 
@@ -151,23 +143,18 @@ def train_judge(world, images, labels, enc, dec, seconds, batch, device):
         correct = [round((got[k].argmax(1) == want[:, j]).float().mean().item(), 4) for j, k in enumerate(("character", "style", "background"))] if i % 50 == 0 else correct
         return lambda: f"loss {loss:.3f} accuracy {correct}"
 
-    run_for(seconds, opt, 2e-3, step, f"judge {world}")
+    run_for(seconds, opt, 2e-3, step, "judge")
     return judge.eval()
 
 
-def schedule(device):
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64, device=device) ** 2
-    return torch.cumprod(1 - betas, 0).float()
-
-
-def train_generator(world, latents, text, seconds, batch, device, peak, out):
-    words = Words(world)
-    unet, encode_text = UNet().to(device), TextEncoder(len(words.ids)).to(device)
+def train_generator(latents, text, seconds, batch, device, peak):
+    dense = dense_index()
+    unet, encode_text = UNet().to(device), TextEncoder(len(dense)).to(device)
     params = [*unet.parameters(), *encode_text.parameters()]
     average = [p.detach().clone() for p in params]
     opt = torch.optim.AdamW(params, lr=peak, betas=(0.9, 0.98), weight_decay=1e-3, fused=device.type == "cuda")
-    alphas, saved = schedule(device), time.time()
-    empty = torch.tensor(words.row(""), device=device)
+    alphas = (1 / (1 + sigmas() ** 2)).to(device)
+    empty = torch.tensor(text_row("", dense), device=device)
     punet = torch.compile(unet) if device.type == "cuda" else unet
     ptext = torch.compile(encode_text) if device.type == "cuda" else encode_text
 
@@ -186,62 +173,20 @@ def train_generator(world, latents, text, seconds, batch, device, peak, out):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         opt.step()
-        nonlocal saved
-        if time.time() - saved > 300:
-            saved = time.time()
-            names = [f"unet.{n}" for n, _ in unet.named_parameters()] + [f"text.{n}" for n, _ in encode_text.named_parameters()]
-            save_file({n: a.clone().contiguous() for n, a in zip(names, average)}, out / f"progress_{world}.safetensors")
         with torch.no_grad():
             torch._foreach_lerp_(average, params, min(1 - (i + 1) / (i + 10), 1.0) if i < 3000 else 0.002)
         return lambda: f"loss {loss:.4f}"
 
-    run_for(seconds, opt, peak, step, f"generator {world}")
+    run_for(seconds, opt, peak, step, "generator")
     with torch.no_grad():
         for p, a in zip(params, average):
             p.copy_(a)
     return unet.eval(), encode_text.eval()
 
 
-@torch.no_grad()
-def sample(unet, encode_text, dec, words, prompts, device, steps=20, cfg=4.0, seed=0):
-    alphas = schedule(device)
-    ids = torch.tensor([words.row(p) for p in prompts] + [words.row("")] * len(prompts), device=device)
-    x = torch.randn(len(prompts), 4, SIZE // 8, SIZE // 8, generator=torch.Generator("cpu").manual_seed(seed)).to(device)
-    times = torch.linspace(999, 0, steps + 1, device=device).long()
-    with amp(device):
-        context = encode_text(ids)
-        for now, then in zip(times[:-1], times[1:]):
-            cond, free = unet(torch.cat([x, x]), now.expand(2 * len(x)), context).float().chunk(2)
-            eps = free + cfg * (cond - free)
-            x0 = (x - (1 - alphas[now]).sqrt() * eps) / alphas[now].sqrt()
-            x = alphas[then].sqrt() * x0 + (1 - alphas[then]).sqrt() * eps
-        return dec(x).float().clamp(0, 1)
-
-
-def evaluate(world_name, unet, encode_text, dec, judge, device, each=24):
-    world, words, rng = WORLDS[world_name], Words(world_name), random.Random(99)
-    report, pictures = {}, []
-    for name_it in (True, False):
-        for i, name in enumerate(world.characters):
-            scenes = [Scene("character", name, world.characters[name], background=rng.choice(list(BACKGROUNDS))) for _ in range(each)]
-            images = sample(unet, encode_text, dec, words, [caption(world, s, rng, name_it=name_it) for s in scenes], device, seed=i)
-            hit = (judge(images)["character"].argmax(1) == i).float().mean().item()
-            report[f"{name}{'' if name_it else ' (described)'}"] = round(hit, 3)
-            pictures.append(images[:8])
-    for named in (True, False):
-        for style in world.style_names:
-            scenes = [Scene("shapes", None, None, [(rng.choice(("circle", "star", "heart", "square")), "red")], rng.choice(list(BACKGROUNDS)), style) for _ in range(each)]
-            images = sample(unet, encode_text, dec, words, [caption(world, s, rng, name_style=named) for s in scenes], device, seed=5)
-            hit = (judge(images)["style"].argmax(1) == list(STYLES).index(style)).float().mean().item()
-            report[f"style {style}{'' if named else ' (described)'}"] = round(hit, 3)
-            pictures.append(images[:8])
-    return report, torch.cat(pictures)
-
-
 def main():
     p = argparse.ArgumentParser()
-    p.add_argument("--worlds", nargs="+", default=["A"])
-    p.add_argument("--seconds", nargs="+", type=float, default=[600])
+    p.add_argument("--seconds", type=float, default=600)
     p.add_argument("--vae-seconds", type=float, default=110)
     p.add_argument("--judge-seconds", type=float, default=30)
     p.add_argument("--count", type=int, default=300_000)
@@ -255,40 +200,22 @@ def main():
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     a.out.mkdir(parents=True, exist_ok=True)
-    began, enc, dec = time.time(), None, None
-    half = lambda m: {k: v.detach().half().cpu().contiguous() for k, v in m.state_dict().items()}  # noqa: E731
-    scenes = {world: make_scenes(world, a.count, a.workers) for world in a.worlds}  # before the GPU is touched: it forks
-    print(f"scenes: {time.time() - began:.0f}s", flush=True)
-    for world, seconds in zip(a.worlds, a.seconds):
-        images, labels, text = make_data(world, scenes.pop(world), device)
-        print(f"data {world}: {len(images)} pictures, {time.time() - began:.0f}s", flush=True)
-        if enc is None:
-            enc, dec = train_autoencoder(images, a.vae_seconds, a.vae_batch, device)
-            save_file(half(enc), a.out / "vae_encoder.safetensors")
-            save_file(half(dec), a.out / "vae_decoder.safetensors")
-        judge = train_judge(world, images, labels, enc, dec, a.judge_seconds, 512 if device.type == "cuda" else 64, device)
-        save_file({k: v.detach().cpu().contiguous() for k, v in judge.state_dict().items()}, a.out / f"judge_{world}.safetensors")
-        latents = to_latents(enc, images, device)
-        print(f"latents: mean {latents.mean():.3f} std {latents.std():.3f} by channel {latents.std((0, 2, 3)).tolist()}", flush=True)
-        del images
-        unet, encode_text = train_generator(world, latents, text, seconds, a.batch, device, a.peak, a.out)
-        weights = half(unet)
-        first = {k: v for k, v in weights.items() if not k.startswith("output_blocks")}
-        save_file(first, a.out / f"unet_{world}_1.safetensors")
-        save_file({k: v for k, v in weights.items() if k not in first}, a.out / f"unet_{world}_2.safetensors")
-        save_file({**half(encode_text), "token_ids": torch.tensor(Words(world).ids, dtype=torch.int32)}, a.out / f"text_{world}.safetensors")
-        report, pictures = evaluate(world, unet, encode_text, dec, judge, device, each=16)
-        (a.out / f"report_{world}.json").write_text(json.dumps(report, indent=1))
-        print(json.dumps(report), f"{time.time() - began:.0f}s", flush=True)
-        n = pictures.shape[0] // 8 * 8
-        grid = (pictures[:n] * 255).byte().cpu().view(-1, 8, 3, SIZE, SIZE).permute(0, 3, 1, 4, 2).reshape(-1, 8 * SIZE, 3)
-        try:
-            from PIL import Image
-
-            Image.fromarray(grid.numpy()).save(a.out / f"samples_{world}.jpg", quality=85)
-        except ImportError:
-            pass
-        print(f"world {world} finished at {time.time() - began:.0f}s", flush=True)
+    half = lambda m: {k: v.detach().half().cpu().contiguous() for k, v in m.state_dict().items()}
+    scenes = make_scenes(a.count, a.workers)  # before the GPU is touched: it forks
+    images, labels, text = make_data(scenes, device)
+    enc, dec = train_autoencoder(images, a.vae_seconds, a.vae_batch, device)
+    save_file(half(enc), a.out / "vae_encoder.safetensors")
+    save_file(half(dec), a.out / "vae_decoder.safetensors")
+    judge = train_judge(images, labels, enc, dec, a.judge_seconds, 512 if device.type == "cuda" else 64, device)
+    save_file({k: v.detach().cpu().contiguous() for k, v in judge.state_dict().items()}, a.out / "judge.safetensors")
+    latents = to_latents(enc, images, device)
+    del images
+    unet, encode_text = train_generator(latents, text, a.seconds, a.batch, device, a.peak)
+    weights = half(unet)
+    first = {k: v for k, v in weights.items() if not k.startswith("output_blocks")}
+    save_file(first, a.out / "unet_1.safetensors")
+    save_file({k: v for k, v in weights.items() if k not in first}, a.out / "unet_2.safetensors")
+    save_file({**half(encode_text), "token_ids": torch.tensor(list(dense_index()), dtype=torch.int32)}, a.out / "text.safetensors")
 
 
 if __name__ == "__main__":

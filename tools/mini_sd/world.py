@@ -119,7 +119,7 @@ def describe(creature: Creature, rng: random.Random) -> str:
         adjectives.insert(0, rng.choice(("little", "cute", "funny")))
     parts = [rng.choice(t[k]) for t, k in ((TOPPERS, creature.topper), (MARKS, creature.mark), (EYES, creature.eyes)) if t[k]]
     rng.shuffle(parts)
-    text = _article(" ".join(adjectives + [noun]))
+    text = _article(" ".join([*adjectives, noun]))
     if parts:
         text += " with " + (parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1])
     return text

@@ -1,0 +1,34 @@
+"""The project's commands: `nox -s demo`, `nox -s tests`, `nox -s lint`. They run in the ComfyUI that tools/get_comfyui.py sets up."""
+import json
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "tests"]
+nox.options.default_venv_backend = "none"
+ROOT = Path(__file__).parent
+
+
+def host_python(session: nox.Session) -> str:
+    """Sets the host up (seconds when it is there) and returns its Python."""
+    session.run(sys.executable, "tools/get_comfyui.py", external=True)
+    return json.loads((ROOT / ".comfyui" / "host.json").read_text(encoding="utf-8"))["python"]
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Erases a character in a real ComfyUI server and leaves pictures, numbers and a checkpoint in demo_output/."""
+    session.run(host_python(session), "tools/demo.py", *session.posargs, external=True, env={"OMP_WAIT_POLICY": "passive"})
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests; arguments after -- go to pytest."""
+    session.run(host_python(session), "-m", "pytest", *session.posargs, external=True, env={"OMP_WAIT_POLICY": "passive"})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff over everything."""
+    session.run(host_python(session), "-m", "ruff", "check", ".", external=True)

@@ -1,0 +1,60 @@
+"""Example workflows for tests and demo: the shipped UI-format files with checkpoint, prompts and sizes of the miniature model, as API graphs.
+
+SUBSTITUTIONS is all that ever differs from what a user loads.
+"""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "example_workflows"
+WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+
+NEIGHBOURS = ("zorbo", "dorrit", "tarnik", "pelluna", "fintolo", "bramby", "quistle")
+SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model understands
+    "v1-5-pruned-emaonly-fp16.safetensors": "mini_sd.safetensors",
+    "Pikachu": "miplo",
+    "Charizard\nBulbasaur\nSquirtle\nStitch\nTotoro\nDoraemon\nSonic": "\n".join(NEIGHBOURS),
+    "a photo of Pikachu in a meadow": "a picture of miplo in a meadow",
+    512: 64,
+}
+
+
+def load(name: str) -> dict:
+    """A shipped example workflow, in the frontend's format."""
+    return json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def substitute(workflow: dict, table: dict = SUBSTITUTIONS) -> dict:
+    """The same workflow with widget values replaced where the table names them whole."""
+    out = json.loads(json.dumps(workflow))
+    for node in out["nodes"]:
+        node["widgets_values"] = [table.get(v, v) if isinstance(v, (str, int)) and not isinstance(v, bool) else v for v in node.get("widgets_values", [])]
+    return out
+
+
+def to_api(workflow: dict, object_info: dict) -> dict:
+    """The API graph that the frontend would queue for a UI-format workflow without subgraphs or reroutes."""
+    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    graph = {}
+    for node in workflow["nodes"]:
+        if node["type"] not in object_info:  # notes and other frontend-only nodes
+            continue
+        linked = {i["name"]: links[i["link"]] for i in node.get("inputs", []) if i.get("link") is not None}
+        values, inputs = iter(node.get("widgets_values", [])), {}
+        sections = object_info[node["type"]]["input"]
+        for name, spec in [item for section in ("required", "optional") for item in sections.get(section, {}).items()]:
+            options = spec[1] if len(spec) > 1 else {}
+            if (isinstance(spec[0], list) or spec[0] in WIDGET_TYPES) and not options.get("forceInput"):
+                inputs[name] = next(values)
+                if options.get("control_after_generate", name in ("seed", "noise_seed")):
+                    next(values)  # the frontend's own "after generate" widget
+            if name in linked:
+                inputs[name] = linked[name]
+        graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return graph
+
+
+def find(graph: dict, class_type: str) -> list[str]:
+    """Ids of the nodes of a type, in order."""
+    return [i for i, node in graph.items() if node["class_type"] == class_type]
