@@ -27,8 +27,8 @@ class ApplyProjection(io.ComfyNode):
                 sockets.advanced(io.Combo.Input("layers", options=list(patches.PLACES), default="all", tooltip="Which part of the U-Net is edited.")),
             ],
             outputs=[
-                io.Model.Output("model", tooltip="The edited MODEL, for any sampler, saver or further LoRA."),
-                io.String.Output("report", tooltip="What was edited, and warnings."),
+                io.Model.Output(display_name="model", tooltip="The edited MODEL, for any sampler, saver or further LoRA."),
+                io.String.Output(display_name="report", tooltip="What was edited, and warnings."),
             ],
             hidden=[io.Hidden.unique_id],
         )

@@ -35,9 +35,9 @@ class BuildBasis(io.ComfyNode):
                 sockets.advanced(io.Int.Input("max_rank", default=DEFAULTS.max_rank, min=0, max=4096, tooltip="At most this many forget directions per layer (or per head). 0: no cap.")),
             ],
             outputs=[
-                sockets.Basis.Output("basis", tooltip="For PURE Apply Projection."),
-                io.Image.Output("chart", tooltip="Spectra, ranks, and how far forget and retain are apart in each layer."),
-                io.String.Output("report", tooltip="Warnings, settings, and rank and strength of each layer."),
+                sockets.Basis.Output(display_name="basis", tooltip="For PURE Apply Projection."),
+                io.Image.Output(display_name="chart", tooltip="Spectra, ranks, and how far forget and retain are apart in each layer."),
+                io.String.Output(display_name="report", tooltip="Warnings, settings, and rank and strength of each layer."),
             ],
             hidden=[io.Hidden.unique_id],
         )

@@ -37,8 +37,8 @@ class CaptureActivations(io.ComfyNode):
                 sockets.advanced(io.Int.Input("batch_size", default=4, min=1, max=64, tooltip="How many prompts and noises run at once. Changes speed and memory, not the result.")),
             ],
             outputs=[
-                sockets.Activations.Output("activations", tooltip="Moments of every cross-attention layer, for PURE Build Basis."),
-                io.String.Output("report", tooltip="What was captured and what it cost."),
+                sockets.Activations.Output(display_name="activations", tooltip="Moments of every cross-attention layer, for PURE Build Basis."),
+                io.String.Output(display_name="report", tooltip="What was captured and what it cost."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -66,7 +66,7 @@ class MergeActivations(io.ComfyNode):
                 sockets.Activations.Input("activations_a", tooltip="A capture."),
                 sockets.Activations.Input("activations_b", tooltip="Another one: same MODEL, role, steps, sampler, cfg and size."),
             ],
-            outputs=[sockets.Activations.Output("activations", tooltip="Both together.")],
+            outputs=[sockets.Activations.Output(display_name="activations", tooltip="Both together.")],
         )
 
     @classmethod

@@ -28,9 +28,9 @@ class ConceptPrompts(io.ComfyNode):
                                                  tooltip="Your own phrasings instead of the preset's six: one per line, with {} where the concept goes.")),
             ],
             outputs=[
-                sockets.Prompts.Output("prompts", tooltip="Anchor prompts for PURE Capture Activations."),
-                io.String.Output("listing", tooltip="Every prompt, one per line, after a line that counts them."),
-                io.Int.Output("count", tooltip="How many prompts there are."),
+                sockets.Prompts.Output(display_name="prompts", tooltip="Anchor prompts for PURE Capture Activations."),
+                io.String.Output(display_name="listing", tooltip="Every prompt, one per line, after a line that counts them."),
+                io.Int.Output(display_name="count", tooltip="How many prompts there are."),
             ],
             hidden=[io.Hidden.unique_id],
         )

@@ -7,7 +7,7 @@ from pure_pack.nodes.prompts import ConceptPrompts
 
 def run(node, **inputs):
     """The outputs of a node; widgets that are not given have their defaults."""
-    defaults = {i.id: i.default for i in node.define_schema().inputs if getattr(i, "default", None) is not None}
+    defaults = {i.id: i.default for i in node.GET_SCHEMA().inputs if getattr(i, "default", None) is not None}
     return node.PREPARE_CLASS_CLONE({}).execute(**{**defaults, **inputs}).result
 
 

@@ -1,0 +1,21 @@
+"""One real server for all tests of this folder, with the miniature checkpoint and a few models that cannot be edited."""
+from pathlib import Path
+
+import pytest
+
+from get_comfyui import Host
+from mini_sd.layout import build_checkpoint
+from server import Server
+
+
+@pytest.fixture(scope="session")
+def base():
+    folder = Path(Host.load().base)
+    build_checkpoint(folder / "models" / "checkpoints" / "mini_sd.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(base):
+    with Server() as running:
+        yield running

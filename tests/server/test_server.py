@@ -1,0 +1,180 @@
+"""Through the real server's HTTP API: the nodes are there, work, repeat, can be cancelled, and say what is wrong."""
+import time
+
+import numpy as np
+import pytest
+import torch
+from graphs import graph
+from PIL import Image
+from safetensors.torch import save_file
+
+from server import ServerError, error_of
+
+NODES = {"PURE_ConceptPrompts", "PURE_CaptureActivations", "PURE_MergeActivations", "PURE_BuildBasis", "PURE_ApplyProjection"}
+
+
+def picture(server, outputs, node="picture"):
+    return np.asarray(Image.open(server.file(outputs[node]["images"][0])), dtype=np.int16)
+
+
+def test_every_node_is_listed_with_tooltips_and_no_import_warning(server):
+    info = server.get("/object_info")
+    assert {n for n in info if n.startswith("PURE_")} == NODES
+    about_us = [line for line in server.log_text().splitlines() if "pure-concept-unlearning" in line]
+    assert about_us and not [line for line in about_us if "FAILED" in line or "Cannot" in line or "Error" in line]
+    for name in NODES:
+        node = info[name]
+        assert node["category"] == "PURE" and node["description"] and node["display_name"].startswith("PURE ")
+        assert all(node["output_tooltips"])
+        for section in node["input"].values():
+            for widget in section.values():
+                assert not isinstance(widget, list) or len(widget) < 2 or widget[1].get("tooltip")
+
+
+def test_the_tabled_inputs_are_there_in_order(server):
+    info = server.get("/object_info")
+    order = {n: [i for s in ("required", "optional") for i in info[n]["input_order"].get(s, [])] for n in NODES}
+    assert order["PURE_ConceptPrompts"] == ["concepts", "preset", "role", "include_empty_prompt", "templates"]
+    assert order["PURE_CaptureActivations"] == ["model", "clip", "prompts", "steps", "recorded_steps", "latents", "seed", "cfg", "width", "height", "sampler_name", "scheduler", "batch_size"]
+    assert order["PURE_MergeActivations"] == ["activations_a", "activations_b"]
+    assert order["PURE_BuildBasis"] == ["forget", "rule", "forget_energy", "retain_energy", "directions", "centering", "structure", "max_rank", "retain"]
+    assert order["PURE_ApplyProjection"] == ["model", "basis", "strength", "where", "iterations", "layers"]
+    folded = {n: [i for s in info[n]["input"].values() for i, spec in s.items() if len(spec) > 1 and spec[1].get("advanced")] for n in NODES}
+    assert folded == {"PURE_ConceptPrompts": ["templates"], "PURE_CaptureActivations": ["sampler_name", "scheduler", "batch_size"], "PURE_MergeActivations": [],
+                      "PURE_BuildBasis": ["max_rank"], "PURE_ApplyProjection": ["iterations", "layers"]}
+
+
+@pytest.fixture(scope="module")
+def done(server):
+    return server.run(graph())
+
+
+def test_reports_and_the_chart_reach_the_history(server, done):
+    assert "Captured 1 forget prompts x 1 latents x 2 steps: 2 rows in each of 7 cross-attention layers" in done["capture_forget"]["text"][0]
+    assert "Erases miplo; keeps zorbo, bramby, the empty prompt." in done["build"]["text"][0]
+    assert picture(server, done, "build").shape == (512, 768, 3)
+    assert "Projected keys and values of 7 of 7" in done["apply"]["text"][0]
+
+
+def test_two_queues_give_the_same_picture_and_strength_zero_the_original(server, done):
+    again = server.run(graph(forget={"templates": "{}\n"}, retain={"templates": "{}\n"}))  # other text, same prompts: nothing comes from the cache
+    assert np.array_equal(picture(server, done), picture(server, again))
+    original = picture(server, server.run(graph(sampler={"model": ["loader", 0]})))
+    assert np.array_equal(original, picture(server, server.run(graph(apply={"strength": 0.0}))))
+    assert np.abs(original - picture(server, done)).max() > 20  # control: the edit shows
+
+
+def test_captures_are_merged_by_the_node(server):
+    more = {"class_type": "PURE_ConceptPrompts", "inputs": {"concepts": "tarnik", "preset": "object or character", "role": "retain", "include_empty_prompt": False, "templates": "{}"}}
+    capture = {"class_type": "PURE_CaptureActivations", "inputs": {**graph()["capture_retain"]["inputs"], "prompts": ["more", 0]}}
+    merge = {"class_type": "PURE_MergeActivations", "inputs": {"activations_a": ["capture_retain", 0], "activations_b": ["capture_more", 0]}}
+    outputs = server.run(graph(more=more, capture_more=capture, merge=merge, build={"retain": ["merge", 0]}))
+    assert "keeps zorbo, bramby, the empty prompt, tarnik." in outputs["build"]["text"][0]
+    with pytest.raises(ServerError, match="differ in steps"):
+        capture["inputs"]["steps"] = 5
+        server.run(graph(more=more, capture_more=capture, merge=merge, build={"retain": ["merge", 0]}))
+
+
+def test_a_lora_before_and_after_the_edit_works(server, base, done):
+    generator = torch.Generator().manual_seed(0)
+    root = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_v"
+    save_file({f"{root}.lora_up.weight": torch.randn(320, 2, generator=generator), f"{root}.lora_down.weight": torch.randn(2, 768, generator=generator) * 0.05, f"{root}.alpha": torch.tensor(2.0)},
+              base / "models" / "loras" / "test_lora.safetensors")
+    lora = lambda model: {"class_type": "LoraLoaderModelOnly", "inputs": {"model": model, "lora_name": "test_lora.safetensors", "strength_model": 1.0}}
+    before = server.run(graph(lora=lora(["loader", 0]), apply={"model": ["lora", 0]}))
+    assert "captured on other weights" in before["apply"]["text"][0]  # the capture saw the MODEL without it
+    after = server.run(graph(lora=lora(["apply", 0]), sampler={"model": ["lora", 0]}))
+    assert not np.array_equal(picture(server, before), picture(server, after)) and not np.array_equal(picture(server, after), picture(server, done))
+
+
+BAD_WIDGETS = [
+    ({"forget": {"concepts": " \n "}}, "There are no prompts: write one concept per line"),
+    ({"forget": {"preset": "nonsense"}}, "preset is 'nonsense'"),
+    ({"forget": {"role": "nonsense"}}, "role is 'nonsense'"),
+    ({"forget": {"templates": "no place for it"}}, "needs {} exactly once"),
+    ({"capture_forget": {"sampler_name": "euler_ancestral"}}, "sampler_name is 'euler_ancestral'"),
+    ({"capture_forget": {"scheduler": "nonsense"}}, "scheduler is 'nonsense'"),
+    ({"capture_forget": {"recorded_steps": 9}}, "recorded_steps is 9 and steps 4"),
+    ({"capture_forget": {"cfg": float("nan")}}, "cfg is nan"),
+    ({"retain": {"concepts": "Miplo\nzorbo"}}, "miplo: to be forgotten and to be retained at once"),
+    ({"build": {"retain": ["capture_forget", 0]}}, "made from forget prompts"),
+    ({"build": {"rule": "nonsense"}}, "rule is 'nonsense'"),
+    ({"build": {"centering": "nonsense"}}, "centering is 'nonsense'"),
+    ({"build": {"centering": "retain mean", "retain": None}}, "needs a retain capture"),
+    ({"build": {"structure": "nonsense"}}, "structure is 'nonsense'"),
+    ({"build": {"rule": "energy", "forget_energy": float("nan")}}, "forget_energy is nan"),
+    ({"apply": {"strength": float("nan")}}, "strength is nan"),
+    ({"apply": {"where": "nonsense"}}, "where is 'nonsense'"),
+    ({"apply": {"layers": "nonsense"}}, "layers is 'nonsense'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), BAD_WIDGETS, ids=lambda v: v if isinstance(v, str) else "")
+def test_bad_widgets_end_in_a_sentence_that_says_what_to_do(server, changes, words):
+    with pytest.raises(ServerError) as error:
+        server.run(graph(**changes))
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.5])
+def test_strength_out_of_range_is_refused_before_anything_runs(server, strength):
+    with pytest.raises(ServerError, match=r"smaller than min|bigger than max"):
+        server.run(graph(apply={"strength": strength}))
+
+
+def test_an_energy_basis_that_holds_every_forget_direction_is_refused(server):
+    changes = {"retain": {"concepts": "zorbo", "templates": "{}\na picture of {}"}, "forget": {"concepts": "a picture of zorbo", "preset": "free text"}}
+    with pytest.raises(ServerError, match="would change nothing"):
+        server.run(graph(**changes, build={"rule": "energy", "forget_energy": 1.0, "retain_energy": 1.0}))
+
+
+def other_models(base):
+    """Models that the host loads and the pack refuses: one without cross-attention, one of another layout, one that overflows."""
+    import inprocess
+
+    inprocess.start()
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    common = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
+    fill = lambda module: {k: torch.zeros_like(v, dtype=torch.float16) for k, v in module.state_dict().items()}
+    folder = base / "models" / "diffusion_models"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(fill(MMDiT(input_size=None, pos_embed_max_size=16, depth=1, patch_size=2, in_channels=16, adm_in_channels=2048, num_patches=256, pos_embed_scaling_factor=None,
+                         context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 64}}, **common)), folder / "no_attn2.safetensors")
+    save_file(fill(UNetModel(image_size=32, in_channels=4, out_channels=4, model_channels=320, num_res_blocks=[1], channel_mult=(1,), transformer_depth=[1], transformer_depth_output=[1, 1],
+                             transformer_depth_middle=1, num_heads=8, context_dim=768, use_spatial_transformer=True, legacy=False, **common)), folder / "one_level.safetensors")
+    from mini_sd.layout import full_state
+
+    unet = {k.removeprefix("model.diffusion_model."): v for k, v in full_state().items() if k.startswith("model.diffusion_model.")}
+    unet["middle_block.1.transformer_blocks.0.attn2.to_v.weight"] = torch.full_like(unet["middle_block.1.transformer_blocks.0.attn2.to_v.weight"], float("inf"))
+    save_file(unet, folder / "overflows.safetensors")
+
+
+@pytest.mark.parametrize(("file", "node", "words"), [
+    ("no_attn2.safetensors", "capture_forget", "This MODEL (SD3) has no text cross-attention of its own"),
+    ("one_level.safetensors", "apply", "This basis was made for another kind of model: this MODEL has 4 cross-attention layers and the basis has 7"),
+    ("overflows.safetensors", "capture_forget", "An activation is NaN or infinite"),
+])
+def test_models_that_cannot_be_edited_are_refused(server, base, file, node, words):
+    if not (base / "models" / "diffusion_models" / file).exists():
+        other_models(base)
+    unet = {"class_type": "UNETLoader", "inputs": {"unet_name": file, "weight_dtype": "default"}}
+    with pytest.raises(ServerError) as error:
+        server.run(graph(unet=unet, **{node: {"model": ["unet", 0]}}))
+    assert words in str(error.value)
+
+
+def test_a_cancelled_capture_ends_at_once_and_the_next_run_is_right(server, done):
+    long = graph(capture_forget={"steps": 400, "recorded_steps": 400, "seed": 1})
+    prompt_id = server.queue(long)
+    while not server.get("/queue")["queue_running"]:
+        time.sleep(0.1)
+    time.sleep(3)
+    began = time.monotonic()
+    server.post("/interrupt", {})
+    entry = server.wait(prompt_id, 60)
+    assert error_of(entry) == "interrupted" and time.monotonic() - began < 15
+    again = server.run(graph(forget={"templates": "{}\n\n"}, retain={"templates": "{}\n\n"}))
+    assert np.array_equal(picture(server, again), picture(server, done))
