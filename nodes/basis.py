@@ -23,7 +23,7 @@ class BuildBasis(io.ComfyNode):
                 sockets.Activations.Input("forget", tooltip="Capture of what to erase; all its concepts form one joint basis."),
                 sockets.Activations.Input("retain", optional=True, tooltip="Capture of what to keep. Without one, everything that the forget prompts share with the rest goes too."),
                 io.Combo.Input("rule", options=list(RULES), default=DEFAULTS.rule,
-                               tooltip="energy: the paper's rule, bases by cumulative energy. contrast: ours, the directions that are strongest in forget against retain. On our toy model contrast keeps neighbours better."),
+                               tooltip="energy: the paper's rule, bases by cumulative energy. contrast: ours, the directions that are strongest in forget against retain. On our toy model energy, iterated, leaves the rest of the picture alone; contrast removes more and recolours it."),
                 io.Float.Input("forget_energy", default=DEFAULTS.forget_energy, min=0.0, max=1.0, step=0.0001,
                                tooltip="Energy rule: share of the forget rows' energy that is kept in V_F. Very near 1: a concept sits in directions of low energy. Higher erases more."),
                 io.Float.Input("retain_energy", default=DEFAULTS.retain_energy, min=0.0, max=1.0, step=0.0001,

@@ -23,9 +23,9 @@ LITTLE, LOW_RATIO = 0.1, 2.0  # below these a layer's edit is too weak to matter
 class Settings:
     """How a basis is built; see PURE_BuildBasis for what each means. Raises PureError on values that are not offered."""
 
-    rule: str = "contrast"
+    rule: str = "energy"
     forget_energy: float = 0.9999
-    retain_energy: float = 0.6
+    retain_energy: float = 0.9
     directions: int = 2
     centering: str = "none"
     structure: str = "whole layer"

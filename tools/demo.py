@@ -29,10 +29,10 @@ from mini_sd.world import CHARACTERS
 from server import Server
 from workflows import SUBSTITUTIONS, find, load, substitute, to_api
 
-ERASED = SUBSTITUTIONS["Pikachu"]
+ERASED = "miplo"
 KINDS = ("named", "name_free", "others")
 PER_PROMPT = 3  # pictures of one prompt in a batch
-STEPS, CFG = 10, 4.0
+STEPS, CFG = 8, 4.0
 
 REPORT_KEYS = {  # what report.json says
     "erased": "name of the erased character",

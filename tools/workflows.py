@@ -13,7 +13,7 @@ WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 NEIGHBOURS = ("zorbo", "dorrit", "tarnik", "pelluna", "fintolo", "bramby", "quistle")
 SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model understands
     "v1-5-pruned-emaonly-fp16.safetensors": "mini_sd.safetensors",
-    "Pikachu": "miplo",
+    "Pikachu\nyellow mouse creature with pointed ears and red cheeks": "miplo\nblue square creature with an antenna and one big eye",
     "Charizard\nBulbasaur\nSquirtle\nStitch\nTotoro\nDoraemon\nSonic": "\n".join(NEIGHBOURS),
     "a photo of Pikachu in a meadow": "a picture of miplo in a meadow",
     512: 64,

@@ -131,7 +131,7 @@ def test_settings_that_are_not_offered_are_refused(values, words):
 def test_weak_bases_are_warned_of():
     _, warnings = build_basis(FORGET, RETAIN, Settings("energy", 0.3, 0.9))
     assert any("Rank 1" in w for w in warnings) and any("less than a tenth" in w for w in warnings)
-    _, warnings = build_basis(FORGET, captured("retain", ["twin"], [rows(True, 11, 500), rows(True, 12, 500)]), Settings())
+    _, warnings = build_basis(FORGET, captured("retain", ["twin"], [rows(True, 11, 500), rows(True, 12, 500)]), Settings("contrast"))
     assert any("hardly stronger" in w for w in warnings)
     assert build_basis(FORGET, RETAIN, Settings())[1] == []  # control
 

@@ -3,10 +3,10 @@ import inprocess
 
 inprocess.start()  # before anything of comfy is imported
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from random_sd1 import load_random_sd1  # noqa: E402
+from random_sd1 import load_random_sd1
 
 
 @pytest.fixture(autouse=True)

@@ -4,11 +4,7 @@ from pure_pack.nodes.basis import BuildBasis
 from pure_pack.nodes.capture import CaptureActivations
 from pure_pack.nodes.prompts import ConceptPrompts
 
-
-def run(node, **inputs):
-    """The outputs of a node; widgets that are not given have their defaults."""
-    defaults = {i.id: i.default for i in node.GET_SCHEMA().inputs if getattr(i, "default", None) is not None}
-    return node.PREPARE_CLASS_CLONE({}).execute(**{**defaults, **inputs}).result
+from benchmarks.efficacy import run
 
 
 def prompts(concepts, role="forget", **inputs):

@@ -4,10 +4,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from graphs import graph
 from PIL import Image
 from safetensors.torch import save_file
 
+from graphs import graph
 from server import ServerError, error_of
 
 NODES = {"PURE_ConceptPrompts", "PURE_CaptureActivations", "PURE_MergeActivations", "PURE_BuildBasis", "PURE_ApplyProjection"}

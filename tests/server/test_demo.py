@@ -1,0 +1,60 @@
+"""The demo, whole: the example workflow through the server, 24 pictures of each kind and MODEL, and what it leaves behind."""
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import demo
+import workflows
+from mini_sd.layout import full_state
+
+
+def test_the_example_differs_from_what_ships_in_the_table_alone():
+    shipped, used = workflows.load("erase_a_character"), workflows.substitute(workflows.load("erase_a_character"))
+    differing, replaced = [], set()
+    for a, b in zip(shipped["nodes"], used["nodes"]):
+        for before, after in zip(a["widgets_values"], b["widgets_values"]):
+            if before != after:
+                differing.append((before, after))
+                replaced.add(before)
+        b["widgets_values"] = a["widgets_values"]
+    assert used == shipped
+    assert all(workflows.SUBSTITUTIONS[before] == after for before, after in differing)
+    assert replaced == set(workflows.SUBSTITUTIONS)  # no entry that nothing uses
+    models = [m for node in shipped["nodes"] for m in node["properties"].get("models", [])]
+    assert models and all(m["name"] in workflows.SUBSTITUTIONS for m in models)  # the frontend offers the download
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, demo.run(folder, 24)
+
+
+def test_the_judge_agrees_that_the_character_is_gone_and_the_others_are_not(run):
+    _, report = run
+    assert report["counts"] == dict.fromkeys(demo.KINDS, 24)
+    assert min(report["before"].values()) >= 0.95  # control: the original draws them all
+    assert report["after"]["named"] <= 0.1 and report["after"]["name_free"] <= 0.25 and report["after"]["others"] >= 0.9
+    assert min(report["scene_after"].values()) >= 0.8
+
+
+def test_the_report_has_the_documented_keys_and_is_what_was_written(run):
+    folder, report = run
+    assert set(report) == set(demo.REPORT_KEYS) and json.loads((folder / "report.json").read_text()) == report
+    assert len(report["ranks"]) >= 7 and set(report["seconds"]) == {"setup", "edit", "pictures", "save"}
+    assert report["settings"]["PURE_BuildBasis"]["rule"] in ("energy", "contrast")
+    with Image.open(folder / "before_after.png") as sheet:
+        assert sheet.size == (838, 660)
+
+
+def test_the_saved_checkpoint_differs_in_the_edited_weights_alone(run):
+    saved, original = load_file(run[0] / "erased.safetensors"), full_state()
+    name = "model.diffusion_model.{}"
+    edited = {k for k in original if k.startswith(name.format("")) and (k.endswith("attn2.to_k.weight") or k.endswith("attn2.to_v.weight"))}
+    assert len(edited) == 14
+    for key, weight in original.items():
+        if key.startswith(name.format("")):
+            assert torch.equal(saved[key], weight) == (key not in edited), key
