@@ -168,14 +168,18 @@ def contact_sheet(asked: list[dict], images: dict[str, list[torch.Tensor]], colu
 
 
 def show_progress(what: str, graph: dict):
-    """A callback that prints one line each time a node passes a fifth of its work."""
-    shown: dict[str, int] = {}
+    """A callback that prints how far the pack's nodes are, and how many of the graph's samplings are done."""
+    shown, samplers, finished = {}, find(graph, "KSampler"), set()
 
     def progress(node: str, value: int, total: int) -> None:
-        fifth = 5 * value // max(total, 1)
-        if shown.get(node) != fifth and (graph.get(node, {}).get("class_type", "").startswith("PURE_") or fifth == 5):
+        kind, fifth = graph.get(node, {}).get("class_type", ""), 5 * value // max(total, 1)
+        if kind.startswith("PURE_") and shown.get(node) != fifth:
             shown[node] = fifth
-            print(f"{what}: {graph.get(node, {}).get('class_type', node)} {node}: {value}/{total}", flush=True)
+            print(f"{what}: {kind} {100 * value // total} %", flush=True)
+        elif kind == "KSampler" and value == total and node not in finished:
+            finished.add(node)
+            if len(finished) % 6 == 0 or len(finished) == len(samplers):
+                print(f"{what}: {len(finished)} of {len(samplers)} samplings done", flush=True)
 
     return progress
 

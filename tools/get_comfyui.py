@@ -153,8 +153,8 @@ def link_folder(folder: Path, link: Path) -> None:
     """Makes `link` a link to `folder` (a junction on Windows, which needs no rights); a real folder there is left alone."""
     if link.exists() and link.resolve() == folder.resolve():
         return
-    if link.is_symlink() or (os.name == "nt" and os.path.isjunction(link)):
-        link.unlink() if link.is_symlink() else os.rmdir(link)
+    if is_link(link):
+        os.rmdir(link) if os.name == "nt" else link.unlink()
     if link.exists():
         raise SetupError(f"{link} is in the way: move it, then start again.")
     if os.name == "nt":
@@ -163,6 +163,15 @@ def link_folder(folder: Path, link: Path) -> None:
         _winapi.CreateJunction(str(folder), str(link))
     else:
         link.symlink_to(folder, target_is_directory=True)
+
+
+def is_link(path: Path) -> bool:
+    """Whether a path is a symbolic link or a junction."""
+    try:
+        os.readlink(path)
+    except OSError:
+        return False
+    return True
 
 
 def write_whole(path: Path, content: bytes) -> None:

