@@ -69,7 +69,7 @@ def _layers(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: tuple[int, int,
             draw.text((x0, y + row / 2 - 7), _short(place(name), 14), fill=INK, font=_font(12))
         draw.rectangle([x0 + name_width, y + row * 0.15, x0 + name_width + (x1 - x0 - name_width - 90) * value / top, y + row * 0.85], fill=BLUE if b.rank else GRID)
         if row >= 11:
-            draw.text((x1 - 84, y + row / 2 - 7), f"{value:.3g}, r {b.rank}", fill=INK, font=_font(12))
+            draw.text((x1 - 84, y + row / 2 - 7), f"{value:.2f}, r {b.rank}" if energy else f"{value:.0f}, r {b.rank}", fill=INK, font=_font(12))
 
 
 def place(layer: str) -> str:

@@ -1,7 +1,7 @@
 """The edit E = I - U M^T: its factors from two bases or from contrast directions, strength and iterations."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -92,8 +92,3 @@ def check_strength(strength: float) -> None:
     """Raises PureError unless 0 <= strength <= 1 (NaN is refused too)."""
     if not 0.0 <= strength <= 1.0:
         raise PureError(f"strength is {strength}, and it goes from 0 (nothing) to 1 (the whole edit).")
-
-
-def with_provenance(basis: ConceptBasis, **values) -> ConceptBasis:
-    """The same basis with more provenance."""
-    return replace(basis, provenance={**basis.provenance, **values})
