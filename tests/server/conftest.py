@@ -1,4 +1,5 @@
 """One real server for all tests of this folder, with the miniature checkpoint and a few models that cannot be edited."""
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,5 +18,10 @@ def base():
 
 @pytest.fixture(scope="session")
 def server(base):
-    with Server() as running:
-        yield running
+    extra = base / "custom_nodes" / "pure_host_nodes_for_tests.py"
+    shutil.copy(Path(__file__).parent / "host_nodes.py", extra)
+    try:
+        with Server() as running:
+            yield running
+    finally:
+        extra.unlink()

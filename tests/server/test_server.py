@@ -166,6 +166,20 @@ def test_models_that_cannot_be_edited_are_refused(server, base, file, node, word
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(("kind", "words"), [
+    ("TestReplaceAttention", "already replaced this MODEL's cross-attention"),
+    ("TestQuantise", "are quantised (uint8): load an fp32, fp16, bf16 or fp8 checkpoint"),
+    ("TestFailInTheMiddle", "failed in the middle"),
+])
+def test_what_other_packs_do_to_a_model_is_refused_and_leaves_nothing_behind(server, done, kind, words):
+    other = {"class_type": kind, "inputs": {"model": ["loader", 0]}}
+    with pytest.raises(ServerError) as error:
+        server.run(graph(other=other, capture_forget={"model": ["other", 0]}))
+    assert words in str(error.value)
+    fresh = "{}" + "\n" * (3 + len(kind))  # other text, same prompts: nothing comes from the cache
+    assert np.array_equal(picture(server, server.run(graph(forget={"templates": fresh}, retain={"templates": fresh}))), picture(server, done))
+
+
 def test_a_cancelled_capture_ends_at_once_and_the_next_run_is_right(server, done):
     long = graph(capture_forget={"steps": 400, "recorded_steps": 400, "seed": 1})
     prompt_id = server.queue(long)
