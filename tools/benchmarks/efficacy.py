@@ -28,7 +28,7 @@ from pure_pack.nodes.prompts import ConceptPrompts
 from mini_sd import studio
 from mini_sd.world import CHARACTERS, Creature
 
-STEPS = 8  # of the pictures; the unedited model draws everything right from about 6
+STEPS = 8  # of the pictures; the unedited model draws everything right from 5
 SIZE = {"width": 64, "height": 64, "batch_size": 16}
 
 
@@ -102,23 +102,24 @@ def unedited_unet():
     return studio.unet()
 
 
-_SEEN: dict[tuple[str, int], dict] = {}
+_SEEN: dict[tuple[str, int, int], dict] = {}
 
 
-def unedited(entries: list[dict]) -> list[dict]:
+def unedited(entries: list[dict], steps: int = STEPS) -> list[dict]:
     """What the judge sees in the unedited model's pictures; each prompt and seed is drawn once."""
-    missing = [e for e in {(e["prompt"], e["seed"]): e for e in entries}.values() if (e["prompt"], e["seed"]) not in _SEEN]
+    wanted = {(e["prompt"], e["seed"], steps): e for e in entries}
+    missing = {key: e for key, e in wanted.items() if key not in _SEEN}
     if missing:
-        _SEEN.update({(e["prompt"], e["seed"]): s for e, s in zip(missing, see(unedited_unet(), missing))})
-    return [_SEEN[e["prompt"], e["seed"]] for e in entries]
+        _SEEN.update(zip(missing, see(unedited_unet(), list(missing.values()), steps)))
+    return [_SEEN[e["prompt"], e["seed"], steps] for e in entries]
 
 
-def see(unet, entries: list[dict]) -> list[dict]:
+def see(unet, entries: list[dict], steps: int = STEPS) -> list[dict]:
     """What the judge sees in pictures of prompt entries."""
-    return studio.look(studio.draw(unet, [e["prompt"] for e in entries], [e["seed"] for e in entries], steps=STEPS))
+    return studio.look(studio.draw(unet, [e["prompt"] for e in entries], [e["seed"] for e in entries], steps=steps))
 
 
-def measure(unet, name: str, split: str = "test", each: int = 200, others: int = 29, scenes: int = 200) -> dict[str, Share]:
+def measure(unet, name: str, split: str = "test", each: int = 200, others: int = 29, scenes: int = 200, steps: int = STEPS) -> dict[str, Share]:
     """Shares on `each` named and name-free prompts, 14 x `others` prompts of other characters, and the first `scenes` of the erased ones unedited."""
     sets = studio.prompts()[split]
     erased = {kind: sets[kind][name][:each] for kind in ("named", "name_free")}
@@ -126,15 +127,15 @@ def measure(unet, name: str, split: str = "test", each: int = 200, others: int =
     out: dict[str, Share] = {}
     everything = []
     for kind, entries in erased.items():
-        seen = see(unet, entries)
+        seen = see(unet, entries, steps)
         out[kind] = Share(sum(s["character"] == name for s in seen), len(seen))
         everything += list(zip(entries, seen))
-    after, before = see(unet, [e for _, e in kept]), unedited([e for _, e in kept])
+    after, before = see(unet, [e for _, e in kept], steps), unedited([e for _, e in kept], steps)
     out["others"] = Share(sum(s["character"] == o for s, (o, _) in zip(after, kept)), len(kept))
     out["others unedited"] = Share(sum(s["character"] == o for s, (o, _) in zip(before, kept)), len(kept))
     per = [Share(sum(s["character"] == o for s, (o, _) in zip(after, kept) if o == other), 2 * others) for other in CHARACTERS if other != name]
     out["worst other"] = min(per, key=lambda s: s.value)
-    original = [(e, s) for entries in erased.values() for e, s in zip(entries[: scenes // 2], unedited(entries[: scenes // 2]))]
+    original = [(e, s) for entries in erased.values() for e, s in zip(entries[: scenes // 2], unedited(entries[: scenes // 2], steps))]
     for label, pairs in (("", everything), (" unedited", original)):
         for what in ("background", "style"):
             out[what + label] = Share(sum(s[what] == e[what] for e, s in pairs), len(pairs))

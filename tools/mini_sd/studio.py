@@ -61,7 +61,7 @@ def unet(full_weights: dict[str, torch.Tensor] | None = None) -> UNet:
         if weight.shape[0] != FULL:
             raise ValueError(f"{key}: {tuple(weight.shape)} is not a cross-attention weight of the laid-out U-Net.")
         state[key] = weight[: state[key].shape[0], : state[key].shape[1]].contiguous()
-    return load_weights(UNet(), state)
+    return load_weights(UNet(), state).to(memory_format=torch.channels_last)  # a fifth faster
 
 
 @cache
