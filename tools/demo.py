@@ -81,8 +81,9 @@ def run(output: Path, pictures: int) -> dict:
         drawn = server.run(drawing, progress=show_progress("drawing", drawing))
         images = {which: [image for i in range(len(wanted)) for image in read(server, drawn[f"{which}{i}"])] for which in ("before", "after")}
         lap("pictures")
-        saved = server.run(saving_graph(graph)) and sorted((server.base / "output" / "pure").glob("erased_*.safetensors"))[-1]
-        shutil.move(saved, output / "erased.safetensors")
+        server.run(saving_graph(graph))
+        newest = max((server.base / "output" / "pure").glob("erased_*.safetensors"), key=lambda path: path.stat().st_mtime)
+        shutil.move(newest, output / "erased.safetensors")
         lap("save")
     asked = [entry for entry in wanted for _ in range(PER_PROMPT)]
     report = {"erased": ERASED, "counts": {kind: sum(e["kind"] == kind for e in asked) for kind in KINDS}}
