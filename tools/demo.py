@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from comfyui_server import Server
 from get_comfyui import COMFYUI_VERSION, PROJECT, Host
 from mini_sd import studio
 from mini_sd.layout import build_checkpoint
 from mini_sd.world import CHARACTERS
-from server import Server
 from workflows import SUBSTITUTIONS, find, load, substitute, to_api
 
 ERASED = "miplo"

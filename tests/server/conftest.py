@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from comfyui_server import Server
 from get_comfyui import Host
 from mini_sd.layout import build_checkpoint
-from server import Server
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from comfyui_server import ServerError, error_of
 from graphs import graph
-from server import ServerError, error_of
 
 NODES = {"PURE_ConceptPrompts", "PURE_CaptureActivations", "PURE_MergeActivations", "PURE_BuildBasis", "PURE_ApplyProjection"}
 
