@@ -74,14 +74,14 @@ def test_effective_weights_equal_the_definition(mini, bases, rule, structure, wh
 def test_right_multiplied_output_projects_the_activation_that_is_recorded(mini, bases):
     b = next(iter(bases["energy", "whole layer"].layers.values()))
     layer = cross_attention_layers(mini[0])[0]
-    edited = apply(mini[0], bases["energy", "whole layer"], where="output")
+    edited = apply(mini[0], bases["energy", "whole layer"], where="output", iterations=1)
     w_o, h = effective_weight(mini[0], layer.key("output")), torch.randn(5, layer.width)
     assert torch.allclose(h @ effective_weight(edited, layer.key("output")).T, (h @ edit_matrix(b.u, b.m).T) @ w_o.T, atol=1e-4)
 
 
 def test_two_edits_in_a_row_are_the_product(mini, bases):
     a, b = bases["energy", "whole layer"], bases["contrast", "whole layer"]
-    edited, layer = apply(apply(mini[0], a), b), cross_attention_layers(mini[0])[1]
+    edited, layer = apply(apply(mini[0], a, iterations=1), b, iterations=1), cross_attention_layers(mini[0])[1]
     e = edit_matrix(b.layers[layer.name].u.double(), b.layers[layer.name].m.double()) @ edit_matrix(a.layers[layer.name].u.double(), a.layers[layer.name].m.double())
     want = e @ effective_weight(mini[0], layer.key("values")).double()
     assert (effective_weight(edited, layer.key("values")) - want).norm() < 2e-6 * want.norm()
