@@ -47,7 +47,9 @@ class Server:
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:
             if self.process.poll() is not None:
-                raise ServerError(f"ComfyUI stopped while starting; its last words:\n{self.log_text()[-3000:]}")
+                words = self.log_text()[-3000:]
+                self.log.unlink()
+                raise ServerError(f"ComfyUI stopped while starting; its last words:\n{words}")
             try:
                 self.get("/system_stats")
                 return self

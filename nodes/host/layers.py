@@ -11,7 +11,7 @@ from ...pure_core.errors import PureError
 ROOT = "diffusion_model."  # prefix of the U-Net's keys in a MODEL
 PROJECTIONS = {"keys": "to_k", "values": "to_v", "output": "to_out.0"}
 SUPPORTED = "PURE edits U-Nets with text cross-attention: SD 1.x, SD 2.x, SDXL and their fine-tunes"
-PLACES = {"input_blocks": "down", "middle_block": "middle", "output_blocks": "up"}
+BLOCKS = {"input_blocks": "down", "middle_block": "middle", "output_blocks": "up"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Layer:
     @property
     def place(self) -> str:
         """down, middle or up."""
-        return PLACES.get(self.name.split(".")[0], "middle")
+        return BLOCKS.get(self.name.split(".")[0], "middle")
 
 
 def unet_of(model) -> torch.nn.Module:

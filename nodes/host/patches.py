@@ -9,10 +9,10 @@ from comfy.weight_adapter.base import WeightAdapterBase
 from ...pure_core.activations import layer_difference
 from ...pure_core.errors import PureError
 from ...pure_core.projection import ConceptBasis, check_strength, iterate, weight_delta
-from .layers import Layer, cross_attention_layers, fingerprint
+from .layers import BLOCKS, Layer, cross_attention_layers, fingerprint
 
 WHERE = {"keys and values": ("keys", "values"), "values": ("values",), "output": ("output",)}
-PLACES = ("all", "down", "middle", "up")
+PLACES = ("all", *BLOCKS.values())
 
 
 class ProjectionAdapter(WeightAdapterBase):
