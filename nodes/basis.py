@@ -1,12 +1,13 @@
-"""PURE_BuildBasis."""
+"""PURE_BuildBasis, PURE_SaveBasis and PURE_LoadBasis."""
 from __future__ import annotations
 
 from comfy_api.latest import io
 
 from ..pure_core.build import CENTERINGS, RULES, STRUCTURES, Settings, build_basis, describe_basis
 from ..pure_core.charts import basis_chart
+from ..pure_core.files import load_basis, save_basis
 from . import sockets
-from .host import reporting
+from .host import reporting, saving
 
 DEFAULTS = Settings()
 
@@ -47,3 +48,57 @@ class BuildBasis(io.ComfyNode):
         basis, warnings = build_basis(forget, retain, Settings(rule, forget_energy, retain_energy, directions, centering, structure, max_rank))
         chart, text = basis_chart(basis), describe_basis(basis, warnings)
         return io.NodeOutput(basis, chart, text, ui=reporting.report(text, cls.hidden.unique_id, warnings, chart, cls))
+
+
+class SaveBasis(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PURE_SaveBasis",
+            display_name="PURE Save Basis",
+            category=sockets.CATEGORY,
+            description="Saves a basis, so that the erasure can be applied again without a capture: to the same MODEL, or to a fine-tune of it.",
+            inputs=[
+                sockets.Basis.Input("basis", tooltip="From PURE Build Basis."),
+                io.String.Input("filename_prefix", default="pure/basis", tooltip="Inside ComfyUI's output folder; a number is added and no file is ever overwritten. output/pure is listed by PURE Load Basis."),
+                io.Boolean.Input("embed_recipe", default=True, tooltip=sockets.RECIPE),
+            ],
+            outputs=[io.String.Output(display_name="path", tooltip="Where the file is.")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, basis, filename_prefix, embed_recipe) -> io.NodeOutput:
+        target = saving.new_path(filename_prefix)
+        save_basis(basis, target, saving.embeds(embed_recipe))
+        text = f"Saved {target.name}, {target.stat().st_size / 2**20:.1f} MB."
+        return io.NodeOutput(str(target), ui=reporting.report(text, cls.hidden.unique_id))
+
+
+class LoadBasis(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PURE_LoadBasis",
+            display_name="PURE Load Basis",
+            category=sockets.CATEGORY,
+            description="Loads a saved basis and checks all of it.",
+            inputs=[io.Combo.Input("name", options=saving.saved_bases(), tooltip="A file of models/pure or output/pure.")],
+            outputs=[
+                sockets.Basis.Output(display_name="basis", tooltip="For PURE Apply Projection."),
+                io.String.Output(display_name="report", tooltip="What it erases, and rank and strength of each layer."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name):
+        stat = saving.basis_path(name).stat()
+        return f"{stat.st_mtime_ns} {stat.st_size}"
+
+    @classmethod
+    def execute(cls, name) -> io.NodeOutput:
+        basis = load_basis(saving.basis_path(name))
+        text = describe_basis(basis, [])
+        return io.NodeOutput(basis, text, ui=reporting.report(text, cls.hidden.unique_id))

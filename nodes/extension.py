@@ -4,11 +4,16 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .apply import ApplyProjection
-from .basis import BuildBasis
+from .basis import BuildBasis, LoadBasis, SaveBasis
 from .capture import CaptureActivations, MergeActivations
+from .export import SaveCheckpoint, SaveLoRA
+from .host.saving import register_folder
 from .prompts import ConceptPrompts
 
 
 class PureExtension(ComfyExtension):
+    def __init__(self):
+        register_folder()  # the one registration there is; before the lists of files are asked for
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ConceptPrompts, CaptureActivations, MergeActivations, BuildBasis, ApplyProjection]
+        return [ConceptPrompts, CaptureActivations, MergeActivations, BuildBasis, SaveBasis, LoadBasis, ApplyProjection, SaveLoRA, SaveCheckpoint]

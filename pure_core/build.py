@@ -9,10 +9,9 @@ from . import subspace
 from .activations import Activations, layer_difference, shape_of
 from .errors import PureError
 from .moments import Moments
-from .projection import ConceptBasis, LayerBasis, block_diagonal, paper_factors
+from .projection import RULES, ConceptBasis, LayerBasis, block_diagonal, paper_factors
 from .prompts import fold
 
-RULES = ("energy", "contrast")
 CENTERINGS = ("none", "retain mean")
 STRUCTURES = ("whole layer", "per head")
 NOTHING = 1e-6  # mean sin^2 below which an edit changes nothing

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .errors import PureError
-from .projection import ConceptBasis, LayerBasis
+from .projection import RULES, ConceptBasis, LayerBasis, paper_factors
 
 FORMAT, VERSION = "pure-basis", 1
 TENSORS = ("u", "m", "v_f", "v_r", "spectrum_forget", "spectrum_retain", "values")
@@ -24,7 +24,8 @@ ORTHONORMAL = 1e-5
 def atomic_path(target: Path) -> Iterator[Path]:
     """A path beside the target to write to; it becomes the target when the block ends well, and is removed otherwise.
 
-    Its name ends in .part, which no loader lists. The content is flushed to the disk before the rename.
+    Its name ends in .part, which no loader lists. The content is flushed to the disk before the rename. Raises PureError
+    where the file cannot be written: a full disk, a read-only folder.
     """
     target = Path(target)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -33,8 +34,16 @@ def atomic_path(target: Path) -> Iterator[Path]:
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, target)
+    except (OSError, SafetensorError) as error:
+        raise PureError(f"{target.name} could not be written ({error}): make room or choose another folder and run again; nothing is left of it.") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def recipe_of(basis: ConceptBasis) -> dict:
+    """Everything needed to repeat the capture and the build: it names what was erased."""
+    return {"settings": basis.settings, "provenance": basis.provenance}
 
 
 def save_basis(basis: ConceptBasis, target: Path, embed_recipe: bool = True) -> None:
@@ -42,7 +51,7 @@ def save_basis(basis: ConceptBasis, target: Path, embed_recipe: bool = True) -> 
     head = {"format": FORMAT, "version": VERSION, "rule": basis.rule, "structure": basis.structure, "heads": {n: b.heads for n, b in basis.layers.items()},
             "context_width": basis.provenance.get("context_width")}
     if embed_recipe:
-        head.update(settings=basis.settings, provenance=basis.provenance)
+        head.update(recipe_of(basis))
     tensors = {f"{name}.{field}": getattr(b, field).contiguous().clone() for name, b in basis.layers.items() for field in TENSORS}
     with atomic_path(target) as part:
         save_file(tensors, part, metadata={"pure": json.dumps(head)})
@@ -54,8 +63,8 @@ def load_basis(source: Path) -> ConceptBasis:
     try:
         with safe_open(source, framework="pt") as file:
             head = json.loads((file.metadata() or {})["pure"])
-            if head["format"] != FORMAT or head["version"] != VERSION:
-                raise PureError(f"{name} is a basis of format {head['format']!r} version {head['version']!r}, and this pack reads {FORMAT} version {VERSION}: update the pack or save the basis again.")
+            if head["format"] != FORMAT or head["version"] != VERSION or head["rule"] not in RULES:
+                raise PureError(f"{name} is a basis of format {head['format']!r}, version {head['version']!r}, rule {head['rule']!r}, and this pack reads {FORMAT} version {VERSION}: update the pack or save the basis again.")
             wanted = {f"{layer}.{field}" for layer in head["heads"] for field in TENSORS}
             if not wanted or wanted != set(file.keys()):
                 raise PureError(f"{name} does not hold the layers that it lists: it is damaged; save the basis again.")
@@ -70,7 +79,7 @@ def load_basis(source: Path) -> ConceptBasis:
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, OSError, RecursionError) as error:
         raise PureError(f"{name} is not a PURE basis, or it is damaged ({type(error).__name__}): save the basis again.") from None
     for layer, b in basis.layers.items():
-        fault = layer_fault(b)
+        fault = layer_fault(b) or factor_fault(b, basis.rule)
         if fault:
             raise PureError(f"{name} is damaged: in layer {layer} {fault}; save the basis again.")
     return basis
@@ -92,3 +101,15 @@ def layer_fault(b: LayerBasis) -> str | None:
         if v.shape[1] > d or (v.shape[1] and (v.T @ v - torch.eye(v.shape[1], dtype=v.dtype)).abs().max() > ORTHONORMAL):
             return f"{field} is not orthonormal"
     return None
+
+
+def factor_fault(b: LayerBasis, rule: str) -> str | None:
+    """What is wrong with the edit itself: by the energy rule U, M follow from V_F, V_R; by the contrast rule M^T U = I."""
+    u, m = b.u.double(), b.m.double()
+    if rule == "energy":
+        wanted = paper_factors(b.v_f.double(), b.v_r.double())
+        wrong = u.shape != wanted[0].shape or (u.numel() and max((u - wanted[0]).abs().max(), (m - wanted[1]).abs().max()) > ORTHONORMAL)
+    else:
+        scale = torch.outer(m.norm(dim=0), u.norm(dim=0))
+        wrong = u.numel() and ((m.T @ u - torch.eye(b.rank, dtype=u.dtype)).abs() > ORTHONORMAL * scale.clamp(min=1)).any()
+    return "the edit does not follow from its bases" if wrong else None

@@ -9,6 +9,7 @@ from .errors import PureError
 
 Tensor = torch.Tensor
 SIDES = ("left", "right")
+RULES = ("energy", "contrast")
 MAX_ITERATIONS = 4
 DEFAULT_ITERATIONS = 4  # the paper has 1; on the toy model E alone leaves too much of what overlaps the retain space, E^4 does not
 
@@ -76,11 +77,6 @@ def iterate(u: Tensor, m: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
 def weight_delta(weight: Tensor, u: Tensor, m: Tensor, side: str) -> Tensor:
     """What the edit at full strength takes away: U (M^T W) on the left (keys, values), (W U) M^T on the right (output)."""
     return u @ (m.T @ weight) if side == "left" else (weight @ u) @ m.T
-
-
-def lora_factors(weight: Tensor, u: Tensor, m: Tensor, side: str) -> tuple[Tensor, Tensor]:
-    """up (d_out, r), down (r, d_in) with W + up @ down = E W (or W E): this edit is a LoRA, exactly."""
-    return (-u, m.T @ weight) if side == "left" else (-(weight @ u), m.T)
 
 
 def block_diagonal(blocks: list[Tensor]) -> Tensor:

@@ -1,6 +1,8 @@
 """The weight adapter that carries the edit, and putting it on a clone of a MODEL."""
 from __future__ import annotations
 
+import json
+
 import comfy.lora
 import comfy.model_management
 import torch
@@ -8,6 +10,7 @@ from comfy.weight_adapter.base import WeightAdapterBase
 
 from ...pure_core.activations import layer_difference
 from ...pure_core.errors import PureError
+from ...pure_core.files import recipe_of
 from ...pure_core.projection import ConceptBasis, check_strength, iterate, weight_delta
 from .layers import BLOCKS, Layer, cross_attention_layers, fingerprint
 
@@ -18,8 +21,9 @@ PLACES = ("all", *BLOCKS.values())
 class ProjectionAdapter(WeightAdapterBase):
     """W -> W - s U (M^T W) on the left side (keys, values), W - s (W U) M^T on the right (output).
 
-    weights = (U (d, r), M (d, r), side); the host rebuilds adapters as type(a)(a.loaded_keys, a.weights), so everything is
-    in there. It sees the weight as earlier patches left it, which makes the edit exact on top of LoRAs.
+    weights = (U (d, r), M (d, r), side, recipe); the host rebuilds adapters as type(a)(a.loaded_keys, a.weights), so everything
+    is in there. It sees the weight as earlier patches left it, which makes the edit exact on top of LoRAs. The recipe, a JSON
+    text that all weights of an edit share, is what saved files say of it.
     """
 
     name = "pure"
@@ -29,7 +33,7 @@ class ProjectionAdapter(WeightAdapterBase):
         self.weights = weights
 
     def calculate_weight(self, weight, key, strength, strength_model, offset, function, intermediate_dtype=torch.float32, original_weight=None):
-        u, m, side = self.weights
+        u, m, side = self.weights[:3]
         cast = comfy.model_management.cast_to_device
         u, m = (cast(t, weight.device, torch.float32) for t in (u, m))  # some hosts hand in fp16: the product is formed in float32
         whole = weight.to(torch.float32)
@@ -51,12 +55,14 @@ def apply_basis(model, basis: ConceptBasis, strength: float, where: str, iterati
     if not chosen:
         raise PureError(f"The basis edits no layer in {places!r}: choose all layers.")
     patches = {}
+    recipe = json.dumps({"rule": basis.rule, "structure": basis.structure, **recipe_of(basis), "strength": strength, "where": where, "iterations": iterations,
+                         "layers": places, "weights": len(chosen) * len(WHERE[where])})
     for layer in chosen:
         b = basis.layers[layer.name]
         u, m = (t.float().contiguous() for t in iterate(b.u.double(), b.m.double(), iterations))
         for projection in WHERE[where]:
             key = layer.key(projection)
-            patches[key] = ProjectionAdapter({key}, (u, m, "right" if projection == "output" else "left"))
+            patches[key] = ProjectionAdapter({key}, (u, m, "right" if projection == "output" else "left", recipe))
     warnings = []
     captured_on = basis.provenance.get("fingerprint")
     if captured_on and captured_on != fingerprint(model, layers):
@@ -84,3 +90,35 @@ def effective_weight(model, key: str) -> torch.Tensor:
     patches = model.get_key_patches(key)[key]
     base, convert = patches[0]
     return comfy.lora.calculate_weight(patches[1:], convert(base.to(torch.float32, copy=True), inplace=True), key)
+
+
+def edits_of(model) -> dict[str, list[int]]:
+    """Per edited key the positions of this pack's adapters in the MODEL's patch list, in order."""
+    found = {key: [i for i, entry in enumerate(entries) if isinstance(entry[1], ProjectionAdapter)] for key, entries in model.patches.items()}
+    return {key: positions for key, positions in found.items() if positions}
+
+
+def recipes_of(model) -> list[dict]:
+    """The recipes of the edits on a MODEL, each once; raises PureError where a part of an edit was lost."""
+    counts: dict[str, int] = {}
+    for key, positions in edits_of(model).items():
+        for i in positions:
+            text = model.patches[key][i][1].weights[3]
+            counts[text] = counts.get(text, 0) + 1
+    recipes = [json.loads(text) for text in counts]
+    for recipe, count in zip(recipes, counts.values()):
+        if count % recipe["weights"]:
+            raise PureError(f"Only {count % recipe['weights']} of {recipe['weights']} edited weights are still on this MODEL: another node dropped the rest; connect the MODEL from PURE Apply Projection itself.")
+    return recipes
+
+
+def patched_after(model) -> list[str]:
+    """Edited keys that carry a later patch of another node (a LoRA, a merge): that part is not projected."""
+    return [key for key, positions in edits_of(model).items() if positions[-1] < len(model.patches[key]) - 1]
+
+
+def is_inside_merge(model) -> bool:
+    """Whether an edit came in with the other MODEL of a merge, where it is no patch of this MODEL's own any more."""
+    def holds(value) -> bool:
+        return isinstance(value, list) and any(isinstance(part, tuple) and len(part) > 1 and (isinstance(part[1], ProjectionAdapter) or holds(part[1])) for part in value)
+    return any(holds(entry[1]) for entries in model.patches.values() for entry in entries)

@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 from pure_pack.pure_core.errors import PureError
-from pure_pack.pure_core.projection import check_strength, edit_matrix, iterate, lora_factors, paper_factors, weight_delta
+from pure_pack.pure_core.lora import lora_factors
+from pure_pack.pure_core.projection import check_strength, edit_matrix, iterate, paper_factors, weight_delta
 from pure_pack.pure_core.subspace import mean_squared_sine, principal_cosines
 
 from spaces import KINDS, orthonormal, pair

@@ -233,17 +233,22 @@ def decoder() -> nn.Sequential:
                          Block(), Pass(), *up(), Block(), Pass(), Pass(), *up(), Block(), nn.Conv2d(AE, 3, 3, padding=1))
 
 
+def picture_trunk() -> nn.Sequential:
+    """(B, 3, 64, 64) -> (B, 128): what both judges see a picture with."""
+    layers, c = [], 3
+    for w in (16, 32, 64, 96):
+        layers += [nn.Conv2d(c, w, 3, stride=2, padding=1), nn.BatchNorm2d(w), nn.ReLU(),
+                   nn.Conv2d(w, w, 3, padding=1), nn.BatchNorm2d(w), nn.ReLU()]
+        c = w
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(c * 16, 128), nn.ReLU())
+
+
 class Judge(nn.Module):
     """Tells what a 64x64 picture shows: character (the last class: none), style and background."""
 
     def __init__(self, characters: int, styles: int, backgrounds: int):
         super().__init__()
-        layers, c = [], 3
-        for w in (16, 32, 64, 96):
-            layers += [nn.Conv2d(c, w, 3, stride=2, padding=1), nn.BatchNorm2d(w), nn.ReLU(),
-                       nn.Conv2d(w, w, 3, padding=1), nn.BatchNorm2d(w), nn.ReLU()]
-            c = w
-        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(c * 16, 128), nn.ReLU())
+        self.trunk = picture_trunk()
         self.character = nn.Linear(128, characters + 1)
         self.style = nn.Linear(128, styles)
         self.background = nn.Linear(128, backgrounds)
@@ -251,6 +256,19 @@ class Judge(nn.Module):
     def forward(self, x):
         h = self.trunk(x * 2 - 1)
         return {"character": self.character(h), "style": self.style(h), "background": self.background(h)}
+
+
+class AttributeJudge(nn.Module):
+    """Tells what the thing in a 64x64 picture is made of: heads = {attribute: number of values}."""
+
+    def __init__(self, heads: dict[str, int]):
+        super().__init__()
+        self.trunk = picture_trunk()
+        self.heads = nn.ModuleDict({name: nn.Linear(128, n) for name, n in heads.items()})
+
+    def forward(self, x):
+        h = self.trunk(x * 2 - 1)
+        return {name: head(h) for name, head in self.heads.items()}
 
 
 def load_unet_state() -> dict[str, torch.Tensor]:

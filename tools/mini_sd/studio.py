@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from .narrow import FULL, TEXT_TOKENS, WEIGHTS, Judge, TextEncoder, UNet, decoder, encoder, load_unet_state, load_weights
-from .world import BACKGROUNDS, CHARACTERS, STYLES
+from .narrow import FULL, TEXT_TOKENS, WEIGHTS, AttributeJudge, Judge, TextEncoder, UNet, decoder, encoder, load_unet_state, load_weights
+from .world import BACKGROUNDS, CHARACTERS, COLORS, EYES, MARKS, SHAPES, STYLES, TOPPERS
 
 HERE = Path(__file__).parent
 BOS, EOS = 49406, 49407
 CHANNELS, SIDE = 4, 8
+ATTRIBUTES = {"kind": ("shapes", "creature"), "topper": tuple(TOPPERS), "mark": tuple(MARKS), "eyes": tuple(EYES), "shape": tuple(SHAPES), "color": tuple(COLORS)}
 
 
 @cache
@@ -79,6 +80,11 @@ def judge() -> Judge:
     return load_weights(Judge(len(CHARACTERS), len(STYLES), len(BACKGROUNDS)), load_file(WEIGHTS / "judge.safetensors"))
 
 
+@cache
+def attribute_judge() -> AttributeJudge:
+    return load_weights(AttributeJudge({name: len(values) for name, values in ATTRIBUTES.items()}), load_file(WEIGHTS / "attributes.safetensors"))
+
+
 def noise(seeds: list[int]) -> torch.Tensor:
     """(B, 4, 8, 8) start noise, the host's own for each seed at batch size one."""
     return torch.cat([torch.randn(1, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(s)) for s in seeds])
@@ -120,3 +126,10 @@ def look(pictures: torch.Tensor) -> list[dict[str, str | None]]:
     seen = {k: v.argmax(1).tolist() for k, v in judge()(pictures).items()}
     names = {"character": [*CHARACTERS, None], "style": list(STYLES), "background": list(BACKGROUNDS)}
     return [{k: names[k][seen[k][i]] for k in names} for i in range(len(pictures))]
+
+
+@torch.inference_mode()
+def examine(pictures: torch.Tensor) -> list[dict[str, str]]:
+    """What the other judge sees in (B, 3, 64, 64) pictures in 0..1: the value of each of ATTRIBUTES; parts only mean something of a creature."""
+    seen = {k: v.argmax(1).tolist() for k, v in attribute_judge()(pictures).items()}
+    return [{k: values[seen[k][i]] for k, values in ATTRIBUTES.items()} for i in range(len(pictures))]
