@@ -1,5 +1,10 @@
+"""The file format of a basis: round trip, refusals, mutated files, and files that are whole or not there."""
+import errno
 import json
+import random
+import resource
 
+import psutil
 import pytest
 import torch
 from pure_pack.pure_core.build import Settings, build_basis
@@ -85,3 +90,54 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
         part.write_bytes(b"new")
         assert target.read_bytes() == b"old"
     assert target.read_bytes() == b"new" and list(tmp_path.iterdir()) == [target]
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """Bytes changed, cut, repeated or put in, mostly in the header, where the structure is."""
+    out, kind = bytearray(data), rng.randrange(4)
+    at = rng.randrange(min(len(out), 4000) if rng.random() < 0.8 else len(out))
+    if kind == 0:
+        for _ in range(rng.randrange(1, 8)):
+            out[min(at + rng.randrange(40), len(out) - 1)] = rng.randrange(256)
+    elif kind == 1:
+        del out[at : at + rng.randrange(1, 4000)]
+    elif kind == 2:
+        out[at:at] = out[at : at + rng.randrange(1, 200)]
+    else:
+        out[at:at] = rng.choice((b"9" * 12, b"[[[[" * 5000, b"\x00", b'"', b"-1", b"1e999", b'"__reduce__":'))
+    return bytes(out)
+
+
+def test_2000_mutated_files_are_read_right_or_refused(tmp_path):
+    """Never another error than ours, and never much more memory than the file is large."""
+    whole, path, refused = tmp_path / "whole.safetensors", tmp_path / "b.safetensors", 0
+    save_basis(basis(), whole)
+    data, rng = whole.read_bytes(), random.Random(0)
+    before = psutil.Process().memory_info().rss
+    for _ in range(2000):
+        path.write_bytes(mutate(data, rng))
+        try:
+            for layer in load_basis(path).layers.values():
+                assert torch.isfinite(layer.u).all() and layer.u.shape == layer.m.shape
+        except PureError:
+            refused += 1
+    assert 1000 < refused < 2000  # some hit a name or a prompt, which may say anything
+    assert psutil.Process().memory_info().rss - before < 64 * 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert peak - before < 512 * 2**20
+
+
+def test_an_edit_that_does_not_follow_from_its_bases_is_refused(tmp_path):
+    for rule in ("energy", "contrast"):
+        path = tmp_path / f"{rule}.safetensors"
+        save_basis(basis(rule), path)
+        rewrite(path, lambda t, h: t.update({first(t, "m"): t[first(t, "m")] * 1.5}))
+        with pytest.raises(PureError, match="does not follow from its bases"):
+            load_basis(path)
+
+
+def test_a_disk_that_does_not_take_the_file_is_a_sentence(tmp_path):
+    with pytest.raises(PureError, match="could not be written"), atomic_path(tmp_path / "x.bin") as part:
+        part.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []

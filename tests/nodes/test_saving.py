@@ -4,7 +4,6 @@ import json
 import comfy.sd
 import comfy.utils
 import folder_paths
-import nodes as host_nodes  # the host's, not ours
 import pytest
 import torch
 from pure_pack.nodes.basis import LoadBasis, SaveBasis
@@ -14,10 +13,12 @@ from pure_pack.nodes.host.layers import cross_attention_layers
 from pure_pack.nodes.host.patches import edits_of, effective_weight
 from pure_pack.pure_core.errors import PureError
 from safetensors import safe_open
+from test_patches import sample, with_lora
+
+import nodes as host_nodes  # the host's, not ours
 
 import inprocess
 from run_nodes import apply, build, capture, prompts, run
-from test_patches import sample, with_lora
 
 
 @pytest.fixture(autouse=True, scope="module")
