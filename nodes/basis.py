@@ -71,6 +71,7 @@ class SaveBasis(io.ComfyNode):
     @classmethod
     def execute(cls, basis, filename_prefix, embed_recipe) -> io.NodeOutput:
         target = saving.new_path(filename_prefix)
+        saving.check_room(target, sum(t.nbytes for layer in basis.layers.values() for t in (layer.u, layer.m, layer.v_f, layer.v_r)))
         save_basis(basis, target, saving.embeds(embed_recipe))
         text = f"Saved {target.name}, {target.stat().st_size / 2**20:.1f} MB."
         return io.NodeOutput(str(target), ui=reporting.report(text, cls.hidden.unique_id))

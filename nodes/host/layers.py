@@ -74,11 +74,14 @@ def refuse_replaced_attention(model) -> None:
 
 
 def fingerprint(model, layers: list[Layer]) -> str:
-    """16 hex digits of a sample of the cross-attention weights and of what is patched onto them: another fine-tune differs."""
-    digest, unet = hashlib.sha256(), unet_of(model)
+    """16 hex digits of a sample of the MODEL's own cross-attention weights and of what is patched onto them: another fine-tune differs.
+
+    The weights come from the patcher and not from the module, which holds another clone's patched ones while that is loaded.
+    """
+    digest, own = hashlib.sha256(), model.get_key_patches(ROOT)
     for layer in layers:
         for projection in ("keys", "values"):
-            weight = unet.get_submodule(f"{layer.name}.{PROJECTIONS[projection]}").weight.detach().flatten()
+            weight = own[layer.key(projection)][0][0].detach().flatten()
             sample = weight[:: max(1, weight.numel() // 256)].to("cpu", torch.float32).contiguous()
             digest.update(sample.numpy().tobytes())
             digest.update(bytes([min(len(model.patches.get(layer.key(projection), ())), 255)]))

@@ -194,6 +194,18 @@ def test_choices_that_are_not_offered_are_refused(mini, bases, inputs, words):
         apply(mini[0], bases["contrast", "whole layer"], **inputs)
 
 
+def test_the_fingerprint_is_the_models_own_while_an_edited_clone_is_loaded(mini, bases):
+    import comfy.model_management as management
+
+    model, layers = mini[0], cross_attention_layers(mini[0])
+    own = fingerprint(model, layers)
+    edited = apply(model, bases["contrast", "whole layer"])
+    management.load_models_gpu([edited], force_patch_weights=True)
+    key = layers[0].key("values").removeprefix("diffusion_model.")
+    assert not torch.equal(model.model.diffusion_model.state_dict()[key], base_weights(model)["diffusion_model." + key])  # control: the shared module holds the edit
+    assert fingerprint(model, layers) == own != fingerprint(edited, layers)
+
+
 def test_a_host_that_does_not_take_a_key_is_an_error_and_not_a_smaller_edit(mini, bases, monkeypatch):
     add = type(mini[0]).add_patches
     monkeypatch.setattr(type(mini[0]), "add_patches", lambda self, patches, *a, **k: add(self, dict(list(patches.items())[1:]), *a, **k))

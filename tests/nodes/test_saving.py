@@ -1,5 +1,6 @@
 """Saved files: checkpoint, LoRA and basis hold the edit, another client loads the LoRA, and a failed save leaves nothing."""
 import json
+from pathlib import Path
 
 import comfy.sd
 import comfy.utils
@@ -159,8 +160,8 @@ def test_a_prefix_stays_inside_the_output_folder(edited, prefix):
 
 def test_an_existing_file_is_never_overwritten(edited):
     one = save_lora(edited, filename_prefix="loras/twice")
-    before = open(one, "rb").read()
-    assert save_lora(edited, filename_prefix="loras/twice") != one and open(one, "rb").read() == before
+    before = Path(one).read_bytes()
+    assert save_lora(edited, filename_prefix="loras/twice") != one and Path(one).read_bytes() == before
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])

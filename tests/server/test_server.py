@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from comfyui_server import ServerError, error_of
 from graphs import graph
 
-NODES = {"PURE_ConceptPrompts", "PURE_CaptureActivations", "PURE_MergeActivations", "PURE_BuildBasis", "PURE_ApplyProjection"}
+NODES = {"PURE_ConceptPrompts", "PURE_CaptureActivations", "PURE_MergeActivations", "PURE_BuildBasis", "PURE_SaveBasis", "PURE_LoadBasis", "PURE_ApplyProjection", "PURE_SaveLoRA", "PURE_SaveCheckpoint"}
 
 
 def picture(server, outputs, node="picture"):
@@ -39,9 +39,12 @@ def test_the_tabled_inputs_are_there_in_order(server):
     assert order["PURE_MergeActivations"] == ["activations_a", "activations_b"]
     assert order["PURE_BuildBasis"] == ["forget", "rule", "forget_energy", "retain_energy", "directions", "centering", "structure", "max_rank", "retain"]
     assert order["PURE_ApplyProjection"] == ["model", "basis", "strength", "where", "iterations", "layers"]
+    assert order["PURE_SaveBasis"] == ["basis", "filename_prefix", "embed_recipe"] and order["PURE_LoadBasis"] == ["name"]
+    assert order["PURE_SaveLoRA"] == ["model", "filename_prefix", "dtype", "embed_recipe"]
+    assert order["PURE_SaveCheckpoint"] == ["model", "clip", "vae", "filename_prefix", "embed_recipe"]
     folded = {n: [i for s in info[n]["input"].values() for i, spec in s.items() if len(spec) > 1 and spec[1].get("advanced")] for n in NODES}
     assert folded == {"PURE_ConceptPrompts": ["templates"], "PURE_CaptureActivations": ["sampler_name", "scheduler", "batch_size"], "PURE_MergeActivations": [],
-                      "PURE_BuildBasis": ["max_rank"], "PURE_ApplyProjection": ["iterations", "layers"]}
+                      "PURE_BuildBasis": ["max_rank"], "PURE_ApplyProjection": ["iterations", "layers"], **{n: [] for n in NODES if "Save" in n or "Load" in n}}
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,33 @@ def test_a_lora_before_and_after_the_edit_works(server, base, done):
     assert "captured on other weights" in before["apply"]["text"][0]  # the capture saw the MODEL without it
     after = server.run(graph(lora=lora(["apply", 0]), sampler={"model": ["lora", 0]}))
     assert not np.array_equal(picture(server, before), picture(server, after)) and not np.array_equal(picture(server, after), picture(server, done))
+
+
+def test_saved_files_are_listed_by_the_loaders_and_draw_the_edited_picture(server, base, done):
+    node = lambda kind, **inputs: {"class_type": kind, "inputs": inputs}
+    saved = server.run(graph(
+        save_basis=node("PURE_SaveBasis", basis=["build", 0], filename_prefix="pure/server_test", embed_recipe=True),
+        save_lora=node("PURE_SaveLoRA", model=["apply", 0], filename_prefix="loras/server_test", dtype="fp32", embed_recipe=True),
+        save=node("PURE_SaveCheckpoint", model=["apply", 0], clip=["loader", 1], vae=["loader", 2], filename_prefix="checkpoints/server_test", embed_recipe=True)))
+    files = {n: saved[n]["text"][0].split("Saved ")[1].split(":" if n == "save_lora" else ",")[0] for n in ("save_basis", "save_lora", "save")}
+    assert "differ from the MODEL's by at most" in saved["save"]["text"][0]
+    try:
+        assert files["save_basis"] in server.get("/object_info/PURE_LoadBasis")["PURE_LoadBasis"]["input"]["required"]["name"][1]["options"]
+        again = server.run(graph(build=node("PURE_LoadBasis", name=files["save_basis"])))
+        by_lora = server.run(graph(lora=node("LoraLoaderModelOnly", model=["loader", 0], lora_name=files["save_lora"], strength_model=1.0), sampler={"model": ["lora", 0]}))
+        whole = server.run(graph(other=node("CheckpointLoaderSimple", ckpt_name=files["save"]), sampler={"model": ["other", 0]}))
+        for outputs in (again, by_lora, whole):
+            assert np.abs(picture(server, outputs) - picture(server, done)).max() <= 2
+        for name in ("nothing.safetensors", "../" + files["save_basis"]):
+            with pytest.raises(ServerError, match=r"There is no basis|not in list|not in \("):
+                server.run(graph(build=node("PURE_LoadBasis", name=name)))
+        with pytest.raises(ServerError, match="carries no PURE edit"):
+            server.run(graph(save_lora=node("PURE_SaveLoRA", model=["loader", 0], filename_prefix="loras/x", dtype="fp16", embed_recipe=True)))
+        with pytest.raises(ServerError, match="inside ComfyUI's output folder"):
+            server.run(graph(save_basis=node("PURE_SaveBasis", basis=["build", 0], filename_prefix="../x", embed_recipe=True)))
+    finally:
+        for folder, name in (("pure", files["save_basis"]), ("loras", files["save_lora"]), ("checkpoints", files["save"])):
+            (base / "output" / folder / name).unlink()
 
 
 BAD_WIDGETS = [
