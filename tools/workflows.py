@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "example_workflows"
+BYPASSED = 4  # a node's `mode`
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 NEIGHBOURS = ("zorbo", "dorrit", "tarnik", "pelluna", "fintolo", "bramby", "quistle")
@@ -15,7 +16,11 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     "v1-5-pruned-emaonly-fp16.safetensors": "mini_sd.safetensors",
     "Pikachu\nyellow mouse creature with pointed ears and red cheeks": "miplo\nblue square creature with an antenna and one big eye",
     "Charizard\nBulbasaur\nSquirtle\nStitch\nTotoro\nDoraemon\nSonic": "\n".join(NEIGHBOURS),
+    "Pikachu\nyellow mouse creature with pointed ears and red cheeks\nTotoro\nbig grey furry creature with a round white belly":
+        "miplo\nblue square creature with an antenna and one big eye\npelluna\npurple star shaped creature with a crown, red cheeks and two eyes",
+    "Charizard\nBulbasaur\nSquirtle\nStitch\nDoraemon\nSonic": "\n".join(n for n in NEIGHBOURS if n != "pelluna"),
     "a photo of Pikachu in a meadow": "a picture of miplo in a meadow",
+    "a photo of Totoro in a meadow": "a picture of pelluna in a meadow",
     512: 64,
 }
 
@@ -23,6 +28,11 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
 def load(name: str) -> dict:
     """A shipped example workflow, in the frontend's format."""
     return json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def names() -> list[str]:
+    """Of all shipped example workflows, the one that everything starts with first."""
+    return sorted((path.stem for path in EXAMPLES.glob("*.json")), key=lambda name: (name != "erase_a_character", name))
 
 
 def substitute(workflow: dict, table: dict = SUBSTITUTIONS) -> dict:
@@ -34,11 +44,19 @@ def substitute(workflow: dict, table: dict = SUBSTITUTIONS) -> dict:
 
 
 def to_api(workflow: dict, object_info: dict) -> dict:
-    """The API graph that the frontend would queue for a UI-format workflow without subgraphs or reroutes."""
+    """The API graph that the frontend would queue for a UI-format workflow without subgraphs or reroutes.
+
+    Bypassed nodes hand on their input of the same type.
+    """
     links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    for node in workflow["nodes"]:
+        if node["mode"] == BYPASSED:
+            for output in node["outputs"]:
+                source = next(i["link"] for i in node["inputs"] if i["type"] == output["type"])
+                links.update(dict.fromkeys(output["links"], links[source]))
     graph = {}
     for node in workflow["nodes"]:
-        if node["type"] not in object_info:  # notes and other frontend-only nodes
+        if node["type"] not in object_info or node["mode"] == BYPASSED:  # notes and other frontend-only nodes
             continue
         linked = {i["name"]: links[i["link"]] for i in node.get("inputs", []) if i.get("link") is not None}
         values, inputs = iter(node.get("widgets_values", [])), {}
