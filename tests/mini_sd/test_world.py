@@ -85,6 +85,18 @@ def test_the_unedited_model_draws_what_captions_ask_for(unet):
     assert np.mean([s["character"] is None for s in draw(unet, nobody)]) >= 0.95
 
 
+def test_the_judge_of_attributes_sees_what_captions_ask_for(unet):
+    test = studio.prompts()["test"]
+    entries = [*test["shapes"][:48], *(e for name in CHARACTERS for e in test["named"][name][:6])]
+    seen = studio.examine(studio.draw(unet, [e["prompt"] for e in entries], [e["seed"] for e in entries], steps=8))
+    shapes, characters = seen[:48], seen[48:]
+    assert np.mean([(s["kind"], s["shape"], s["color"]) == ("shapes", e["shape"], e["color"]) for s, e in zip(shapes, entries)]) >= 0.95
+    looks = [CHARACTERS[name] for name in CHARACTERS for _ in range(6)]
+    for part in ("color", "shape", "topper", "mark", "eyes"):
+        assert np.mean([s[part] == getattr(look, part) for s, look in zip(characters, looks)]) >= 0.95, part
+        assert len({s[part] for s in characters}) > 1  # control: it does not say one thing always
+
+
 def test_the_same_prompts_and_seeds_give_the_same_pictures(unet):
     texts, seeds = ["zorbo at night", "a picture of miplo"], [1, 2]
     one, two = (studio.draw(unet, texts, seeds, steps=4) for _ in range(2))
@@ -100,11 +112,13 @@ def test_the_stored_prompts_are_what_make_prompts_writes():
 
 def test_the_training_code_still_runs(tmp_path, monkeypatch):
     """Seconds of it, from drawings to files that the narrow model takes."""
-    from mini_sd import train
+    from mini_sd import train, train_attributes
 
     monkeypatch.setattr("sys.argv", ["train", "--out", str(tmp_path), "--seconds", "1", "--vae-seconds", "1", "--judge-seconds", "1",
                                      "--count", "32", "--batch", "4", "--vae-batch", "4", "--workers", "1"])
     train.main()
+    monkeypatch.setattr("sys.argv", ["train_attributes", "--out", str(tmp_path), "--steps", "1"])
+    train_attributes.main()
     assert {p.name for p in tmp_path.iterdir()} == {p.name for p in studio.WEIGHTS.iterdir()}
     made, kept = (studio.load_file(folder / "unet_2.safetensors") for folder in (tmp_path, studio.WEIGHTS))
     assert {k: v.shape for k, v in made.items()} == {k: v.shape for k, v in kept.items()}
