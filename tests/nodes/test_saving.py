@@ -90,6 +90,22 @@ def test_lora_is_the_edit_within_its_precision(mini, bases, dtype, bound, where)
         wanted, original = effective_weight(edited, key), effective_weight(mini[0], key)
         error = (effective_weight(loaded, key) - wanted).norm() / wanted.norm()
         assert error <= bound and error * 20 < (original - wanted).norm() / wanted.norm()
+    step = lambda model: sample(model, mini[1], steps=1)
+    if where != "output":
+        assert (step(loaded) - step(edited)).norm() * 20 < (step(mini[0]) - step(edited)).norm()
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 5e-4), (torch.bfloat16, 4e-3)])
+def test_a_checkpoint_in_half_precision_holds_the_edit(mini, bases, dtype, bound):
+    model = comfy.sd.load_checkpoint_guess_config(str(inprocess.checkpoint()), output_vae=False, output_clip=False, model_options={"dtype": dtype})[0]
+    edited = apply(model, bases[0])
+    path = run(SaveCheckpoint, model=edited, clip=mini[1], vae=mini[2])[0]
+    with safe_open(path, framework="pt") as file:
+        assert file.get_tensor("model.diffusion_model." + next(iter(edits_of(edited))).removeprefix("diffusion_model.")).dtype == dtype
+    reloaded = comfy.sd.load_checkpoint_guess_config(path, output_vae=False, output_clip=False, model_options={"dtype": dtype})[0]
+    assert difference(reloaded, edited) <= bound < 20 * bound < difference(model, edited)
+    step = lambda model: sample(model, mini[1], steps=1)
+    assert (step(reloaded) - step(edited)).norm() * 20 < (step(model) - step(edited)).norm()
 
 
 def test_a_chain_of_edits_with_a_lora_between_is_one_file(mini, bases):
