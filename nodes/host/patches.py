@@ -85,11 +85,10 @@ def check_fit(layers: list[Layer], basis: ConceptBasis) -> None:
         raise PureError(f"This basis was made for another kind of model: {difference}. Capture and build it on this MODEL.")
 
 
-def effective_weight(model, key: str) -> torch.Tensor:
-    """float32 copy of a weight as the MODEL samples with it: the base and all patches on it, in order."""
-    patches = model.get_key_patches(key)[key]
-    base, convert = patches[0]
-    return comfy.lora.calculate_weight(patches[1:], convert(base.to(torch.float32, copy=True), inplace=True), key)
+def effective_weight(model, key: str, count: int | None = None) -> torch.Tensor:
+    """float32 copy on the CPU of a weight as the MODEL samples with it: the base and all patches on it (or the first `count`), in order."""
+    (base, convert), *patches = model.get_key_patches(key)[key]
+    return comfy.lora.calculate_weight(patches[:count], convert(base.to("cpu", torch.float32, copy=True), inplace=True), key)
 
 
 def edits_of(model) -> dict[str, list[int]]:

@@ -130,7 +130,7 @@ def verify_checkpoint(model, path: Path) -> float | None:
             stored, wanted = file.get_tensor(name), effective_weight(model, key)
             error = float((stored.float() - wanted).norm() / wanted.norm())
             if not error <= STORED.get(stored.dtype, STORED_FP8):
-                raise PureError(f"{path.name} does not hold the edit of {name} (relative error {error:.2g}): the host did not save what it samples with; no file was kept; please report this with the MODEL's name.")
+                raise PureError(f"The written checkpoint does not hold the edit of {name} (relative error {error:.2g}): the host did not save what it samples with; no file was kept; please report this with the MODEL's name.")
             worst = max(worst or 0.0, error)
     return worst
 
@@ -172,10 +172,7 @@ def chain_factors(model, key: str) -> tuple[torch.Tensor, torch.Tensor]:
     They are computed from the weight just before the first edit, so the file is exact on the base with the LoRAs before it.
     """
     positions, entries = edits_of(model)[key], model.patches[key]
-    base, convert = model.get_key_patches(key)[key][0]
-    weight = convert(base.to("cpu", torch.float32, copy=True), inplace=True)
-    weight = comfy.lora.calculate_weight(entries[: positions[0]], weight, key).double()
-    pairs = []
+    weight, pairs = effective_weight(model, key, positions[0]).double(), []
     for entry in entries[positions[0] : positions[-1] + 1]:
         strength, patch, strength_model, offset, function = entry
         if isinstance(patch, ProjectionAdapter) and strength_model == 1.0 and offset is None and function is None:

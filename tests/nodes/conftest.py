@@ -6,7 +6,7 @@ inprocess.start()  # before anything of comfy is imported
 import pytest
 import torch
 
-from random_sd1 import load_random_sd1
+from random_models import load_random_sd1
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,13 @@
-"""Calls the pack's nodes as the executor does, with every input named and defaults from their schemas."""
+"""Calls the pack's nodes as the executor does, with every input named and defaults from their schemas; and what tests do to a MODEL."""
+import comfy.weight_adapter
+import torch
 from pure_pack.nodes.apply import ApplyProjection
 from pure_pack.nodes.basis import BuildBasis
 from pure_pack.nodes.capture import CaptureActivations
+from pure_pack.nodes.host.layers import cross_attention_layers
 from pure_pack.nodes.prompts import ConceptPrompts
 
-from benchmarks.efficacy import run
+from benchmarks.efficacy import call, run
 
 
 def prompts(concepts, role="forget", **inputs):
@@ -25,3 +28,29 @@ def build(forget, retain=None, **inputs):
 
 def apply(model, basis, **inputs):
     return run(ApplyProjection, model=model, basis=basis, **inputs)[0]
+
+
+def report(node, **inputs):
+    """What a node shows on itself."""
+    return call(node, **inputs).ui["text"][0]
+
+
+def with_lora(model, seed=3):
+    """A clone of MODEL with a rank-4 LoRA on every cross-attention weight, by the host's own adapter class."""
+    generator, patches = torch.Generator().manual_seed(seed), {}
+    for layer in cross_attention_layers(model):
+        for projection in ("keys", "values", "output"):
+            shape = model.get_key_patches(layer.key(projection))[layer.key(projection)][0][0].shape
+            up, down = torch.randn(shape[0], 4, generator=generator) * 0.05, torch.randn(4, shape[1], generator=generator) * 0.05
+            patches[layer.key(projection)] = comfy.weight_adapter.LoRAAdapter(set(), (up, down, 4.0, None, None, None))
+    clone = model.clone()
+    assert len(clone.add_patches(patches, 1.0)) == len(patches)
+    return clone
+
+
+def sample(model, clip, text="miplo at night", seed=5, steps=3):
+    import nodes as host_nodes  # the host's, not ours
+
+    encode = lambda t: clip.encode_from_tokens_scheduled(clip.tokenize(t))
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    return host_nodes.common_ksampler(model, seed, steps, 4.0, "euler", "normal", encode(text), encode(""), latent)[0]["samples"]

@@ -9,34 +9,13 @@ from pure_pack.nodes.host.patches import ProjectionAdapter, effective_weight
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.projection import ConceptBasis, edit_matrix
 
-from run_nodes import apply, build, capture, prompts, run
+from run_nodes import apply, build, capture, prompts, run, sample, with_lora
 
 SIDES = {"keys and values": {"keys": "left", "values": "left"}, "values": {"values": "left"}, "output": {"output": "right"}}
 
 
-def with_lora(model, seed=3):
-    """A clone of MODEL with a rank-4 LoRA on every cross-attention weight, by the host's own adapter class."""
-    generator, patches = torch.Generator().manual_seed(seed), {}
-    for layer in cross_attention_layers(model):
-        for projection in ("keys", "values", "output"):
-            shape = model.get_key_patches(layer.key(projection))[layer.key(projection)][0][0].shape
-            up, down = torch.randn(shape[0], 4, generator=generator) * 0.05, torch.randn(4, shape[1], generator=generator) * 0.05
-            patches[layer.key(projection)] = comfy.weight_adapter.LoRAAdapter(set(), (up, down, 4.0, None, None, None))
-    clone = model.clone()
-    assert len(clone.add_patches(patches, 1.0)) == len(patches)
-    return clone
-
-
 def base_weights(model):
     return {k: v[0][0].clone() for k, v in model.get_key_patches().items() if ".attn2." in k}
-
-
-def sample(model, clip, text="miplo at night", seed=5, steps=3):
-    import nodes as host_nodes  # the host's, not ours
-
-    encode = lambda t: clip.encode_from_tokens_scheduled(clip.tokenize(t))
-    latent = {"samples": torch.zeros(1, 4, 8, 8)}
-    return host_nodes.common_ksampler(model, seed, steps, 4.0, "euler", "normal", encode(text), encode(""), latent)[0]["samples"]
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,13 @@ from pure_pack.nodes.basis import LoadBasis, SaveBasis
 from pure_pack.nodes.export import SaveCheckpoint, SaveLoRA
 from pure_pack.nodes.host import saving
 from pure_pack.nodes.host.layers import cross_attention_layers
-from pure_pack.nodes.host.patches import edits_of, effective_weight
+from pure_pack.nodes.host.patches import ProjectionAdapter, edits_of, effective_weight
 from pure_pack.pure_core.errors import PureError
 from safetensors import safe_open
-from test_patches import sample, with_lora
-
-import nodes as host_nodes  # the host's, not ours
 
 import inprocess
-from run_nodes import apply, build, capture, prompts, run
+from random_models import load_random
+from run_nodes import apply, build, capture, prompts, report, run, sample, with_lora
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -65,7 +63,6 @@ def difference(a, b):
 def test_checkpoint_and_lora_sample_what_the_edited_model_samples(mini, edited):
     model, clip, vae = mini
     ours = run(SaveCheckpoint, model=edited, clip=clip, vae=vae)[0]
-    host_nodes.NODE_CLASS_MAPPINGS  # noqa: B018  (the host's savers live in comfy_extras)
     from comfy_extras.nodes_model_merging import save_checkpoint
 
     save_checkpoint(edited, clip, vae, None, "checkpoints/host", folder_paths.get_output_directory())
@@ -114,14 +111,9 @@ def test_a_chain_of_edits_with_a_lora_between_is_one_file(mini, bases):
     assert difference(lora_on(before, save_lora(chain, dtype="fp32")), chain) < 2e-6
     assert difference(before, chain) > 1e-2  # control
     later = with_lora(chain)
-    result = run_report(SaveLoRA, model=later, dtype="fp32")
-    assert "carry a patch that came after" in result and "is not in this file" in result
-    assert "carry a patch" not in run_report(SaveLoRA, model=chain, dtype="fp32")
-
-
-def run_report(node, **inputs):
-    defaults = {i.id: i.default for i in node.GET_SCHEMA().inputs if getattr(i, "default", None) is not None}
-    return node.PREPARE_CLASS_CLONE({}).execute(**{**defaults, **inputs}).ui["text"][0]
+    warned = report(SaveLoRA, model=later, dtype="fp32")
+    assert "carry a patch that came after" in warned and "is not in this file" in warned
+    assert "carry a patch" not in report(SaveLoRA, model=chain, dtype="fp32")
 
 
 def test_nothing_to_save_is_refused_or_warned_of(mini, edited):
@@ -140,8 +132,16 @@ def test_nothing_to_save_is_refused_or_warned_of(mini, edited):
     merged = ModelMergeSimple().merge(model, edited, 0.5)[0]
     with pytest.raises(PureError, match="came in through a merge"):
         save_lora(merged)
-    assert "carries no PURE edit: it was saved as it is" in run_report(SaveCheckpoint, model=model, clip=clip, vae=vae)
-    assert "Warning" not in run_report(SaveCheckpoint, model=edited, clip=clip, vae=vae)
+    assert "carries no PURE edit: it was saved as it is" in report(SaveCheckpoint, model=model, clip=clip, vae=vae)
+    assert "Warning" not in report(SaveCheckpoint, model=edited, clip=clip, vae=vae)
+
+
+def test_a_host_that_saves_other_weights_is_an_error_and_leaves_no_file(mini, edited, folders, monkeypatch):
+    save = comfy.sd.save_checkpoint
+    monkeypatch.setattr(comfy.sd, "save_checkpoint", lambda path, model, *a, **k: save(path, mini[0], *a, **k))
+    with pytest.raises(PureError, match="does not hold the edit"):
+        run(SaveCheckpoint, model=edited, clip=mini[1], vae=mini[2], filename_prefix="wrong/x")
+    assert list((folders / "wrong").iterdir()) == []
 
 
 def test_the_recipe_is_written_only_where_allowed(mini, bases, edited, monkeypatch):
@@ -161,8 +161,8 @@ def test_a_basis_comes_back_and_makes_the_same_edit(mini, bases, edited):
     path = run(SaveBasis, basis=bases[0])[0]
     name = path.rsplit("/", 1)[-1]
     assert name in saving.saved_bases()
-    back, report = run(LoadBasis, name=name)
-    assert difference(apply(mini[0], back), edited) == 0 and "Erases miplo" in report
+    back, told = run(LoadBasis, name=name)
+    assert difference(apply(mini[0], back), edited) == 0 and "Erases miplo" in told
     for bad in ("../" + name, "nothing.safetensors", path):
         with pytest.raises(PureError, match="There is no basis"):
             run(LoadBasis, name=bad)
@@ -187,12 +187,9 @@ def test_diffusers_loads_the_same_weights(family, tmp_path):
     from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    from random_sd1 import load_random
-
     model, state = load_random(family)
     xl = family == "sdxl"
     edited = model.clone()
-    from pure_pack.nodes.host.patches import ProjectionAdapter
     generator, patches = torch.Generator().manual_seed(0), {}
     for layer in cross_attention_layers(model):
         u, m = (torch.linalg.qr(torch.randn(layer.width, 5, generator=generator))[0] for _ in range(2))

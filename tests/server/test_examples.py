@@ -1,4 +1,7 @@
 """Every shipped example workflow runs as it is, and does what its name says; nodes do not lie over one another."""
+import copy
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -39,11 +42,10 @@ def test_it_runs_and_its_pictures_differ(server, ran, name):
 @pytest.mark.parametrize(("name", "kind", "folder"), [("save_a_checkpoint", "PURE_SaveCheckpoint", "checkpoints"), ("save_as_lora_and_reuse", "PURE_SaveLoRA", "loras")])
 def test_it_saves_what_its_loader_then_draws(server, base, ran, name, kind, folder):
     graphs, outputs = ran
-    graph, (saver,) = graphs[name], workflows.find(graphs[name], kind)
-    text = outputs[name][saver]["text"][0] if saver in outputs[name] else ""
+    graph, (saver,) = copy.deepcopy(graphs[name]), workflows.find(graphs[name], kind)
+    text = outputs[name][saver]["text"][0]
     assert "Saved pure_" in text and "Warning" not in text
-    file = base / "output" / folder / text.split("Saved ")[1].split(".safetensors")[0]
-    file = file.with_name(file.name + ".safetensors")
+    file = base / "output" / folder / re.search(r"Saved (\S+\.safetensors)", text)[1]
     try:
         if folder == "checkpoints":
             graph["reload"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": file.name}}

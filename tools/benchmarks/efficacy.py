@@ -32,10 +32,15 @@ STEPS = 8  # of the pictures; the unedited model draws everything right from 5
 SIZE = {"width": 64, "height": 64, "batch_size": 16}
 
 
-def run(node, **inputs):
-    """The outputs of a node, called as the executor does; widgets that are not given have their defaults."""
+def call(node, **inputs):
+    """What a node returns, called as the executor does; widgets that are not given have their defaults."""
     defaults = {i.id: i.default for i in node.GET_SCHEMA().inputs if getattr(i, "default", None) is not None}
-    return node.PREPARE_CLASS_CLONE({}).execute(**{**defaults, **inputs}).result
+    return node.PREPARE_CLASS_CLONE({}).execute(**{**defaults, **inputs})
+
+
+def run(node, **inputs):
+    """The outputs of a node."""
+    return call(node, **inputs).result
 
 
 def describe(creature: Creature) -> str:

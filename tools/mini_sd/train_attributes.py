@@ -1,6 +1,6 @@
 """Trains the judge of attributes, which tells colour, shape and parts apart where the other judge knows whole characters only.
 
-    python -m mini_sd.train_attributes [--steps 4000] [--out DIR]        (in tools/; about ten minutes on two CPU cores)
+    python -m mini_sd.train_attributes [--steps 3000] [--out DIR]        (in tools/; under an hour on two busy CPU cores)
 
 It sees drawings of this world, half of them as the autoencoder redraws them. Colour is not asked for under the styles that
 have none (mono, sepia).
@@ -51,7 +51,7 @@ def loss_of(judge: AttributeJudge, pictures: torch.Tensor, rows: torch.Tensor) -
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args()
     torch.manual_seed(0)
