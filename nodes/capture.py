@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from ..pure_core.activations import merge_activations
 from . import sockets
-from .host import recording, reporting
+from .host import recording, reporting, sampling
 
 
 class CaptureActivations(io.ComfyNode):
@@ -31,9 +31,9 @@ class CaptureActivations(io.ComfyNode):
                                tooltip="Guidance while recording. 1 runs only the conditional half and is twice as fast; only that half is ever recorded."),
                 io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Of the pictures that the trajectory would draw. The size the MODEL was trained for is best, smaller is faster."),
                 io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Of the pictures that the trajectory would draw."),
-                sockets.advanced(io.Combo.Input("sampler_name", options=recording.offered_samplers(), default="euler",
+                sockets.advanced(io.Combo.Input("sampler_name", options=sampling.offered_samplers(), default="euler",
                                                 tooltip="Samplers that draw noise, adapt their steps or evaluate twice a step are not offered: their rows do not repeat.")),
-                sockets.advanced(io.Combo.Input("scheduler", options=recording.offered_schedulers(), default="normal", tooltip="How the noise levels of the schedule are spaced.")),
+                sockets.advanced(io.Combo.Input("scheduler", options=sampling.offered_schedulers(), default="normal", tooltip="How the noise levels of the schedule are spaced.")),
                 sockets.advanced(io.Int.Input("batch_size", default=4, min=1, max=64, tooltip="How many prompts and noises run at once. Changes speed and memory, not the result.")),
             ],
             outputs=[
@@ -45,7 +45,7 @@ class CaptureActivations(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, prompts, steps, recorded_steps, latents, seed, cfg, width, height, sampler_name, scheduler, batch_size) -> io.NodeOutput:
-        trajectory = recording.Trajectory(steps, recorded_steps, latents, seed, cfg, width, height, sampler_name, scheduler, batch_size)
+        trajectory = sampling.Trajectory(steps, recorded_steps, latents, seed, cfg, width, height, sampler_name, scheduler, batch_size)
         cost = f"{trajectory.evaluations(len(prompts.pairs))} U-Net evaluations"
         what = f"{len(prompts.pairs)} {prompts.role} prompts x {latents} latents x {recorded_steps} steps"
         reporting.show(f"Capturing {what}: {cost}", cls.hidden.unique_id)

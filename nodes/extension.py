@@ -6,8 +6,10 @@ from comfy_api.latest import ComfyExtension, io
 from .apply import ApplyProjection
 from .basis import BuildBasis, LoadBasis, SaveBasis
 from .capture import CaptureActivations, MergeActivations
+from .compare import CompareImages
 from .export import SaveCheckpoint, SaveLoRA
 from .host.saving import register_folder
+from .measure import MeasureLeakage
 from .prompts import ConceptPrompts
 
 
@@ -16,4 +18,5 @@ class PureExtension(ComfyExtension):
         register_folder()  # the one registration there is; before the lists of files are asked for
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ConceptPrompts, CaptureActivations, MergeActivations, BuildBasis, SaveBasis, LoadBasis, ApplyProjection, SaveLoRA, SaveCheckpoint]
+        return [ConceptPrompts, CaptureActivations, MergeActivations, BuildBasis, SaveBasis, LoadBasis, ApplyProjection,
+                MeasureLeakage, CompareImages, SaveLoRA, SaveCheckpoint]

@@ -5,71 +5,61 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .leakage import LayerLeakage, summary
 from .projection import ConceptBasis
 
-INK, GRID, PAPER = (30, 30, 30), (215, 215, 215), (255, 255, 255)
-BLUE, ORANGE = (0, 90, 181), (220, 120, 0)  # apart for every common kind of colour blindness, and in lightness
-SIZE = (768, 512)
+INK, GRID, PAPER = (30, 30, 30), (205, 205, 205), (255, 255, 255)
+BLUE, ORANGE = (0, 90, 181), (230, 140, 30)  # apart for every common kind of colour blindness, and in lightness
+SIZE = (1024, 640)
+LARGE, SMALL = 26, 19  # px: at half size, on a node, still 13 and 9
 FLOOR = 1e-6  # lowest share of the largest singular value that the spectrum shows
+Box = tuple[int, int, int, int]
 
 
 def basis_chart(basis: ConceptBasis) -> torch.Tensor:
-    """(1, H, W, 3) float32 picture of a basis: on the left the spectra of all layers, on the right what each layer's edit is.
+    """(1, H, W, 3) float32 picture of a basis: spectra with the kept ranks, rank per layer, and overlap of forget and retain.
 
-    The right side shows the ranks, and per layer the mean sin^2 between forget and retain space (energy rule) or the
-    largest contrast ratio (contrast rule).
+    Overlap is, per layer, the mean cos^2 between the forget directions and the retain space (energy rule), or for the
+    contrast rule how much stronger the concept's best direction is in the forget rows than in the retain rows.
     """
-    image = Image.new("RGB", SIZE, PAPER)
-    draw = ImageDraw.Draw(image)
+    energy = basis.rule == "energy"
     concepts = ", ".join(basis.provenance.get("forget", {}).get("concepts", [])) or "basis"
-    draw.text((16, 10), _short(f"{concepts}: {basis.rule} rule, {basis.structure}", 70), fill=INK, font=_font(18))
-    _spectra(draw, basis, (56, 70, 370, 470))
-    _layers(draw, basis, (420, 70, 752, 470))
+    image, draw = _canvas(f"{concepts}: {basis.rule} rule, {basis.structure}")
+    _spectra(draw, basis, (70, 120, 470, 580))
+    names = list(basis.layers)
+    ranks = [(b.rank, b.v_r.shape[1]) if energy else (b.rank,) for b in basis.layers.values()]
+    _bars(draw, names, ranks, (600, 120, 790, 580), "rank" + (" (below: retain)" if energy else ""), "{:.0f}", labels=True)
+    if energy:
+        _bars(draw, names, [(1 - float(b.values.mean()) if b.rank else 1.0,) for b in basis.layers.values()], (820, 120, 1000, 580), "overlap (cos^2)", "{:.2f}", top=1.0)
+    else:
+        _bars(draw, names, [(float(b.values.max()) if b.rank else 0.0,) for b in basis.layers.values()], (820, 120, 1000, 580), "best ratio", "{:.0f}")
+    return pixels(image)
+
+
+def leakage_chart(layers: dict[str, LayerLeakage], concepts: tuple[str, ...]) -> torch.Tensor:
+    """(1, H, W, 3) float32 picture: per layer what is left of the concept and how far the retained activations moved."""
+    left, moved = summary(layers)
+    image, draw = _canvas(f"{', '.join(concepts)}: leakage {left:.3f}, retained moved {moved:.3f}")
+    top = max(1.0, *(v.leakage for v in layers.values()))
+    _bars(draw, list(layers), [(v.leakage,) for v in layers.values()], (150, 120, 560, 580), "leakage (1: unedited, 0: gone)", "{:.2f}", top=top, labels=True, mark=1.0)
+    moved_top = max(0.2, *(v.movement for v in layers.values()))
+    _bars(draw, list(layers), [(v.movement,) for v in layers.values()], (620, 120, 1000, 580), "retained moved (0: not at all)", "{:.2f}", top=moved_top, color=ORANGE)
+    return pixels(image)
+
+
+def pixels(image: Image.Image) -> torch.Tensor:
+    """(1, H, W, 3) float32 in 0..1, ComfyUI's IMAGE."""
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255.0)[None]
 
 
-def _spectra(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: tuple[int, int, int, int]) -> None:
-    """Singular values over the largest one, on logarithmic axes: forget solid with a dot at each kept rank, retain dashed."""
-    x0, y0, x1, y1 = box
-    longest = max([2, *(len(s) for b in basis.layers.values() for s in (b.spectrum_forget, b.spectrum_retain))])
-    px = lambda i: x0 + (x1 - x0) * np.log(i) / np.log(longest)
-    py = lambda v: y0 + (y1 - y0) * np.log10(max(v, FLOOR)) / np.log10(FLOOR)
-    draw.text((x0, y0 - 26), "singular values: forget (line), retain (dots)", fill=INK, font=_font(13))
-    for power in range(0, 7, 2):
-        y = py(10.0**-power)
-        draw.line([(x0, y), (x1, y)], fill=GRID)
-        draw.text((x0 - 44, y - 8), f"1e-{power}" if power else "1", fill=INK, font=_font(13))
-    for i in [n for n in (1, 10, 100, 1000) if n <= longest]:
-        draw.line([(px(i), y0), (px(i), y1)], fill=GRID)
-        draw.text((px(i) - 4, y1 + 4), str(i), fill=INK, font=_font(13))
-    for b in basis.layers.values():
-        points = [(px(i + 1), py(v)) for i, v in enumerate(b.spectrum_forget.tolist())]
-        if len(points) > 1:
-            draw.line(points, fill=BLUE, width=1)
-        for i, v in enumerate(b.spectrum_retain.tolist()):
-            if i % max(1, i // 6) == 0:
-                draw.rectangle([px(i + 1) - 1, py(v) - 1, px(i + 1) + 1, py(v) + 1], fill=ORANGE)
-        if basis.rule == "energy" and 0 < b.rank <= len(points):
-            x, y = points[b.rank - 1]
-            draw.ellipse([x - 4, y - 4, x + 4, y + 4], outline=INK, fill=BLUE)
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, the same on every machine."""
+    return ImageFont.load_default(size)
 
 
-def _layers(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: tuple[int, int, int, int]) -> None:
-    """A bar per layer with its rank beside it."""
-    x0, y0, x1, y1 = box
-    energy = basis.rule == "energy"
-    values = [float(b.values.mean() if energy else b.values.max()) if b.rank else 0.0 for b in basis.layers.values()]
-    draw.text((x0, y0 - 26), "removed share of forget space, rank" if energy else "contrast ratio forget / retain, rank", fill=INK, font=_font(13))
-    top = 1.0 if energy else max([*values, 1e-9])
-    row = (y1 - y0) / max(len(values), 1)
-    name_width = 92
-    for i, ((name, b), value) in enumerate(zip(basis.layers.items(), values)):
-        y = y0 + i * row
-        if row >= 11:
-            draw.text((x0, y + row / 2 - 7), _short(place(name), 14), fill=INK, font=_font(12))
-        draw.rectangle([x0 + name_width, y + row * 0.15, x0 + name_width + (x1 - x0 - name_width - 90) * value / top, y + row * 0.85], fill=BLUE if b.rank else GRID)
-        if row >= 11:
-            draw.text((x1 - 84, y + row / 2 - 7), f"{value:.2f}, r {b.rank}" if energy else f"{value:.0f}, r {b.rank}", fill=INK, font=_font(12))
+def short(text: str, limit: int) -> str:
+    """The text, cut to so many characters with an ellipsis."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def place(layer: str) -> str:
@@ -79,9 +69,63 @@ def place(layer: str) -> str:
     return f"{parts[0]} {'.'.join(numbers)}"
 
 
-def _short(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _canvas(title: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    image = Image.new("RGB", SIZE, PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.text((20, 16), short(title, 72), fill=INK, font=font(LARGE))
+    return image, draw
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def _spectra(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: Box) -> None:
+    """Singular values over the largest one, on logarithmic axes: forget lines with a disc at each kept rank, retain dots."""
+    x0, y0, x1, y1 = box
+    longest = max([2, *(len(s) for b in basis.layers.values() for s in (b.spectrum_forget, b.spectrum_retain))])
+    px = lambda i: x0 + (x1 - x0) * np.log(i) / np.log(longest)
+    py = lambda v: y0 + (y1 - y0) * np.log10(max(v, FLOOR)) / np.log10(FLOOR)
+    draw.text((20, 74), "singular values: forget (lines), retain (dots)", fill=INK, font=font(SMALL))
+    for power in range(0, 7, 2):
+        y = py(10.0**-power)
+        draw.line([(x0, y), (x1, y)], fill=GRID)
+        draw.text((x0 - 10, y), f"1e-{power}" if power else "1", fill=INK, font=font(SMALL), anchor="rm")
+    for i in [n for n in (1, 10, 100, 1000) if n <= longest]:
+        draw.line([(px(i), y0), (px(i), y1)], fill=GRID)
+        draw.text((px(i), y1 + 8), str(i), fill=INK, font=font(SMALL), anchor="mt")
+    for b in basis.layers.values():
+        for i, v in enumerate(b.spectrum_retain.tolist()):
+            if i % max(1, i // 6) == 0:
+                draw.rectangle([px(i + 1) - 2, py(v) - 2, px(i + 1) + 2, py(v) + 2], fill=ORANGE)
+    for b in basis.layers.values():
+        points = [(px(i + 1), py(v)) for i, v in enumerate(b.spectrum_forget.tolist())]
+        if len(points) > 1:
+            draw.line(points, fill=BLUE, width=2)
+        if basis.rule == "energy" and 0 < b.rank <= len(points):
+            x, y = points[b.rank - 1]
+            draw.ellipse([x - 6, y - 6, x + 6, y + 6], outline=PAPER, fill=INK)
+
+
+def _bars(draw: ImageDraw.ImageDraw, names: list[str], rows: list[tuple[float, ...]], box: Box, title: str, form: str,
+          top: float | None = None, labels: bool = False, color: tuple = BLUE, mark: float | None = None) -> None:
+    """A row per layer with one bar, or two (the second thinner, below, in the other colour), and the first's number where there is room."""
+    x0, y0, x1, y1 = box
+    top = top or max([1e-9, *(v for row in rows for v in row)])
+    height = (y1 - y0) / max(len(rows), 1)
+    every = max(1, int(np.ceil((SMALL + 2) / height)))  # so that text never overlaps
+    draw.text((x0, 74), title, fill=INK, font=font(SMALL))
+    room = 62 if every == 1 else 0
+    px = lambda v: x0 + (x1 - x0 - room) * min(v / top, 1.0)
+    for i, (name, row) in enumerate(zip(names, rows)):
+        y = y0 + i * height
+        if labels and i % every == 0:
+            draw.text((x0 - 10, y + height / 2), short(place(name), 12), fill=INK, font=font(SMALL), anchor="rm")
+        split = 0.58 if len(row) > 1 else 0.88
+        for k, value in enumerate(row):
+            span = (0.12, split) if k == 0 else (split + 0.04, 0.88)
+            if value > 0:
+                draw.rectangle([x0, y + height * span[0], max(px(value), x0 + 1), y + height * span[1]], fill=color if k == 0 else ORANGE)
+        if room:
+            draw.text((px(row[0]) + 6, y + height * (0.12 + split) / 2), form.format(row[0]), fill=INK, font=font(SMALL), anchor="lm")
+    draw.line([(x0, y0), (x0, y1)], fill=INK)
+    if mark is not None:
+        draw.line([(px(mark), y0), (px(mark), y1)], fill=INK)
+    if not room:
+        draw.text((px(top), y1 + 8), form.format(top), fill=INK, font=font(SMALL), anchor="rt")

@@ -68,6 +68,14 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(a.count + b.count, stacked[:, 0], stacked[:, 1:])
 
 
+def finite(rows: Tensor) -> Tensor:
+    """The rows on the CPU in float64; raises PureError on NaN and infinity."""
+    rows = rows.detach().to("cpu", torch.float64)
+    if not torch.isfinite(rows).all():
+        raise PureError("An activation is NaN or infinite: the MODEL overflows in this precision; load it in bf16 or fp32 and capture again.")
+    return rows
+
+
 @dataclass
 class MomentsFitter:
     """Takes rows as they come and holds at most 2 (d + 1) of them and one block."""
@@ -79,9 +87,7 @@ class MomentsFitter:
 
     def add(self, rows: Tensor) -> None:
         """rows: (n, d), any float dtype and device; finite, else PureError."""
-        rows = rows.detach().to("cpu", torch.float64)
-        if not torch.isfinite(rows).all():
-            raise PureError("An activation is NaN or infinite: the MODEL overflows in this precision; load it in bf16 or fp32 and capture again.")
+        rows = finite(rows)
         self._count += rows.shape[0]
         self._blocks.append(torch.cat([rows.new_ones(rows.shape[0], 1), rows], 1))
         self._held += rows.shape[0]
@@ -93,3 +99,19 @@ class MomentsFitter:
         """The moments of all rows so far."""
         stacked = compact(torch.cat([torch.zeros(0, self.width + 1, dtype=torch.float64), *self._blocks]))
         return Moments(self._count, stacked[:, 0], stacked[:, 1:])
+
+
+@dataclass
+class RowKeeper:
+    """Takes rows like a MomentsFitter and keeps them as they are, in order: for measures that compare row by row."""
+
+    width: int
+    _blocks: list[Tensor] = field(default_factory=list)
+
+    def add(self, rows: Tensor) -> None:
+        """rows: (n, d), any float dtype and device; finite, else PureError."""
+        self._blocks.append(finite(rows).to(torch.float32))
+
+    def result(self) -> Tensor:
+        """(n, d) float32 rows so far."""
+        return torch.cat([torch.zeros(0, self.width), *self._blocks])

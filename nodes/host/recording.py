@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-import comfy.samplers
 import torch
 
 from ...pure_core.activations import Activations
@@ -18,121 +16,60 @@ from ...pure_core.moments import MomentsFitter
 from ...pure_core.prompts import Prompts
 from .layers import Layer, cross_attention_layers, fingerprint, refuse_replaced_attention, unet_of
 from .reporting import Progress
-
-# Samplers with one evaluation a step and no noise of their own, so that rows are counted and runs repeat.
-SAMPLERS = ("euler", "ddim", "dpmpp_2m", "lms", "ipndm", "ipndm_v", "deis", "res_multistep", "gradient_estimation")
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """How the prompts are sampled; see PURE_CaptureActivations for what each means. Raises PureError on what cannot be run."""
-
-    steps: int
-    recorded_steps: int
-    latents: int
-    seed: int
-    cfg: float
-    width: int
-    height: int
-    sampler_name: str
-    scheduler: str
-    batch_size: int
-
-    def __post_init__(self):
-        if self.sampler_name not in offered_samplers():
-            raise PureError(f"sampler_name is {self.sampler_name!r}: samplers that draw noise, adapt their steps or evaluate twice a step cannot be recorded; choose one of {', '.join(offered_samplers())}.")
-        if self.scheduler not in offered_schedulers():
-            raise PureError(f"scheduler is {self.scheduler!r}, and there are only: {', '.join(offered_schedulers())}.")
-        if not 1 <= self.recorded_steps <= self.steps:
-            raise PureError(f"recorded_steps is {self.recorded_steps} and steps {self.steps}: record at least 1 and at most all of them.")
-        if not self.cfg >= 0:
-            raise PureError(f"cfg is {self.cfg}: it has to be a number of at least 0 (1: no unconditional half).")
-
-    def evaluations(self, prompts: int) -> int:
-        """U-Net evaluations of single samples that a capture takes; the unconditional half counts too."""
-        return prompts * self.latents * self.recorded_steps * (1 if self.cfg == 1 else 2)
-
-
-def offered_samplers() -> list[str]:
-    """Those of SAMPLERS that this host has."""
-    return [s for s in SAMPLERS if s in comfy.samplers.SAMPLER_NAMES]
-
-
-def offered_schedulers() -> list[str]:
-    """Those of this host."""
-    return list(comfy.samplers.SCHEDULER_NAMES)
+from .sampling import Trajectory, batched, encode_all, sample, start_noise
 
 
 def capture(model, clip, prompts: Prompts, trajectory: Trajectory) -> Activations:
     """The moments of every cross-attention layer over prompts x latents x recorded steps; the MODEL is left as it was."""
-    refuse_replaced_attention(model)
-    layers = cross_attention_layers(model)
-    conditioning = {text: encode(clip, text) for text in dict.fromkeys([*(p for _, p in prompts.pairs), ""])}
-    latents = start_noise(model, trajectory)
-    jobs = sorted(((text, j) for _, text in prompts.pairs for j in range(trajectory.latents)),
-                  key=lambda job: conditioning[job[0]][0].shape[1])  # one length of conditioning per batch; stable otherwise
-    recorder = Recorder(layers)
-    batches = list(batched(jobs, conditioning, trajectory.batch_size))
-    progress = Progress(model, len(batches) * trajectory.recorded_steps)
-    with recorder.attached(unet_of(model)):
-        for batch in batches:
-            recorder.begin(len(batch))
-            sample(model, conditioning, latents, batch, trajectory, lambda step, denoised, x, total: (recorder.collect(), progress.step(denoised)))
-    moments = recorder.results(len(jobs) * trajectory.recorded_steps)
+    layers = recordable_layers(model)
+    jobs = [(text, j) for _, text in prompts.pairs for j in range(trajectory.latents)]
+    moments = record(model, layers, encode_all(clip, prompts), jobs, trajectory, MomentsFitter)
     provenance = {**trajectory.__dict__, "role": prompts.role, "concepts": list(prompts.concepts), "prompts": [p for _, p in prompts.pairs],
                   "context_width": layers[0].context, "fingerprint": fingerprint(model, layers), "model": type(model.model).__name__}
     provenance.pop("batch_size")  # changes nothing of the result
     return Activations(moments, {layer.name: layer.heads for layer in layers}, provenance)
 
 
-def encode(clip, text: str) -> tuple[torch.Tensor, dict]:
-    """The host's conditioning of one prompt: embedding (1, tokens, width) and the rest of its entry (pooled output, ...)."""
-    entries = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    if len(entries) != 1:
-        raise PureError("This CLIP is scheduled over time (a hook LoRA with keyframes): connect it from before the hooks.")
-    return entries[0][0], entries[0][1]
+def recordable_layers(model) -> list[Layer]:
+    """The cross-attention layers of a MODEL whose activations are its own; raises PureError where they are not."""
+    refuse_replaced_attention(model)
+    return cross_attention_layers(model)
 
 
-def batched(jobs: list[tuple[str, int]], conditioning: dict, size: int) -> Iterator[list[tuple[str, int]]]:
-    """Runs of at most `size` jobs whose conditionings have one shape."""
-    batch: list[tuple[str, int]] = []
-    for job in jobs:
-        if batch and (len(batch) == size or conditioning[job[0]][0].shape != conditioning[batch[0][0]][0].shape):
-            yield batch
-            batch = []
-        batch.append(job)
-    if batch:
-        yield batch
+def record(model, layers: list[Layer], conditioning: dict, jobs: list[tuple[str, int]], trajectory: Trajectory, collector: type,
+           progress: Progress | None = None, keep: list | None = None, inputs: list[list[torch.Tensor]] | None = None) -> dict:
+    """Runs (prompt, latent) jobs and gives per layer what a collector (MomentsFitter, RowKeeper) makes of its rows, batch by batch.
 
+    keep: a list that takes, per batch, what the MODEL was fed at each step, on the CPU. inputs: such a list; the MODEL is
+    fed the same again instead of following its own trajectory.
+    """
+    jobs = sorted(jobs, key=lambda job: conditioning[job[0]][0].shape[1])  # one length of conditioning per batch; stable otherwise
+    latents = start_noise(model, trajectory.seed, trajectory.latents, trajectory.width, trajectory.height)
+    batches = list(batched(jobs, conditioning, trajectory.batch_size))
+    progress = progress or Progress(model, len(batches) * trajectory.recorded_steps)
+    recorder = Recorder(layers, collector)
+    with recorder.attached(unet_of(model)):
+        for i, batch in enumerate(batches):
+            recorder.begin(len(batch))
+            if keep is not None:
+                keep.append([])
 
-def start_noise(model, trajectory: Trajectory) -> torch.Tensor:
-    """(latents, channels, height / 8, width / 8) noise; the j-th depends on (seed, j) alone, and j = 0 is KSampler's own."""
-    latent_format = model.get_model_object("latent_format")
-    scale = getattr(latent_format, "spacial_downscale_ratio", 8)
-    generator = torch.Generator("cpu").manual_seed(trajectory.seed)
-    shape = (1, latent_format.latent_channels, trajectory.height // scale, trajectory.width // scale)
-    return torch.cat([torch.randn(shape, generator=generator) for _ in range(trajectory.latents)])
+            def after_step(step, denoised, x, total):
+                recorder.collect()
+                if keep is not None:
+                    keep[-1].append(x.to("cpu", copy=True))
+                progress.step(denoised)
 
-
-def sample(model, conditioning: dict, latents: torch.Tensor, batch: list[tuple[str, int]], trajectory: Trajectory, callback) -> None:
-    """Runs the host's sampler over the recorded steps for one batch of (prompt, latent) pairs."""
-    rows = [conditioning[text] for text, _ in batch]
-    extra = {k: torch.cat([row[1][k] for row in rows]) if torch.is_tensor(v) and v.shape[:1] == (1,) else v for k, v in rows[0][1].items()}
-    positive = [[torch.cat([row[0] for row in rows]), extra]]
-    negative = [[conditioning[""][0], dict(conditioning[""][1])]]
-    noise = latents[[j for _, j in batch]]
-    sampler = comfy.samplers.KSampler(model, steps=trajectory.steps, device=model.load_device, sampler=trajectory.sampler_name,
-                                      scheduler=trajectory.scheduler, denoise=1.0, model_options=model.model_options)
-    sampler.sample(noise, positive, negative, cfg=trajectory.cfg, latent_image=torch.zeros_like(noise), start_step=0,
-                   last_step=trajectory.recorded_steps, force_full_denoise=False, callback=callback, disable_pbar=True, seed=trajectory.seed)
+            sample(model, conditioning, latents, batch, trajectory, after_step, inputs[i] if inputs else None)
+    return recorder.results(len(jobs) * trajectory.recorded_steps)
 
 
 class Recorder:
     """Pools rows on the device as the layers run, and moves them to the CPU once a step."""
 
-    def __init__(self, layers: list[Layer]):
+    def __init__(self, layers: list[Layer], collector: type = MomentsFitter):
         self.layers = layers
-        self.fitters = {layer.name: MomentsFitter(layer.width) for layer in layers}
+        self.fitters = {layer.name: collector(layer.width) for layer in layers}
         self.counts = dict.fromkeys(self.fitters, 0)
         self._pooled: dict[str, torch.Tensor] = {}
         self._halves: list[int] = []
@@ -177,7 +114,7 @@ class Recorder:
         self._pooled = {}
 
     def results(self, expected: int) -> dict:
-        """The moments; raises PureError unless every layer saw exactly the expected rows."""
+        """What the collectors made of the rows; raises PureError unless every layer saw exactly the expected rows."""
         short = [n for n, count in self.counts.items() if count != expected]
         if short:
             raise PureError(f"Layer {short[0]} gave {self.counts[short[0]]} rows and not {expected}: something upstream bypasses the attention layers (TorchCompile, caching or tiling); connect the MODEL from before it.")

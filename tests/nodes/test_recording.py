@@ -3,7 +3,7 @@ import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
-from pure_pack.nodes.host import recording
+from pure_pack.nodes.host import recording, sampling
 from pure_pack.nodes.host.layers import cross_attention_layers, unet_of
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.projection import edit_matrix
@@ -108,8 +108,7 @@ def test_prompts_of_different_lengths_are_captured_together(mini):
 
 
 def test_latent_j_depends_on_seed_and_j_alone(mini):
-    trajectory = lambda **k: recording.Trajectory(**{**SMALL, "seed": 7, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", **k})
-    one, three = (recording.start_noise(mini[0], trajectory(latents=n)) for n in (1, 3))
+    one, three = (sampling.start_noise(mini[0], 7, n, 64, 64) for n in (1, 3))
     assert torch.equal(one[0], three[0]) and not torch.equal(three[0], three[1])
     assert torch.equal(one, torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7)))
 
@@ -165,12 +164,12 @@ def test_a_bypassed_layer_is_an_error_and_not_a_smaller_result(mini, monkeypatch
     ({"scheduler": "nonsense"}, "scheduler is 'nonsense'"), ({"steps": 2, "recorded_steps": 3}, "recorded_steps is 3"), ({"cfg": float("nan")}, "cfg is nan"),
 ])
 def test_trajectories_that_cannot_be_recorded_are_refused_before_any_work(mini, monkeypatch, inputs, words):
-    monkeypatch.setattr(recording, "encode", lambda *a: pytest.fail("work was done"))
+    monkeypatch.setattr(recording, "encode_all", lambda *a: pytest.fail("work was done"))
     with pytest.raises(PureError, match=words):
         capture(mini, prompts("zorbo"), **inputs)
 
 
-@pytest.mark.parametrize("name", recording.SAMPLERS)
+@pytest.mark.parametrize("name", sampling.SAMPLERS)
 def test_every_offered_sampler_gives_one_row_a_step(mini, name):
     assert capture(mini, prompts("zorbo", templates="{}"), sampler_name=name, recorded_steps=3).count == 3
 

@@ -1,0 +1,51 @@
+"""PURE_CompareImages."""
+from __future__ import annotations
+
+import comfy.samplers
+from comfy_api.latest import io
+
+from ..pure_core.grid import comparison_grid
+from . import sockets
+from .host import reporting
+from .host.probing import draw_pairs
+
+
+class CompareImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PURE_CompareImages",
+            display_name="PURE Compare Images",
+            category=sockets.CATEGORY,
+            description="Draws the same prompts with the same seed by two MODELs and lays the pictures side by side.",
+            inputs=[
+                io.Model.Input("original", tooltip="The MODEL before the edit."),
+                io.Model.Input("edited", tooltip="The MODEL after it."),
+                io.Clip.Input("clip", tooltip="The CLIP of the checkpoint."),
+                io.Vae.Input("vae", tooltip="The VAE of the checkpoint."),
+                sockets.Prompts.Input("prompts", tooltip="What to draw, one picture before and one after for each. Preset free text takes whole prompts."),
+                io.String.Input("negative", default="", multiline=True, tooltip="The negative prompt of both."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Of every picture: KSampler with this seed gives the same."),
+                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="As in KSampler."),
+                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="As in KSampler."),
+                io.Combo.Input("sampler_name", options=list(comfy.samplers.KSampler.SAMPLERS), default="euler", tooltip="As in KSampler."),
+                io.Combo.Input("scheduler", options=list(comfy.samplers.KSampler.SCHEDULERS), default="normal", tooltip="As in KSampler."),
+                io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Of the pictures."),
+                io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Of the pictures."),
+                io.Int.Input("columns", default=4, min=1, max=64, tooltip="Prompts per row of the grid."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="grid", tooltip="Before above after, with the prompt below."),
+                io.Image.Output(display_name="before", tooltip="The original MODEL's pictures."),
+                io.Image.Output(display_name="after", tooltip="The edited MODEL's pictures."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, original, edited, clip, vae, prompts, negative, seed, steps, cfg, sampler_name, scheduler, width, height, columns) -> io.NodeOutput:
+        texts = [text for _, text in prompts.pairs]
+        before, after = draw_pairs(original, edited, clip, vae, texts, negative, seed, steps, cfg, sampler_name, scheduler, width, height)
+        grid = comparison_grid(before, after, texts, columns)
+        return io.NodeOutput(grid, before, after, ui=reporting.report(f"{len(texts)} prompts, seed {seed}: before above after.", cls.hidden.unique_id, (), grid, cls))

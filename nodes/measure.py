@@ -1,0 +1,48 @@
+"""PURE_MeasureLeakage."""
+from __future__ import annotations
+
+import json
+
+from comfy_api.latest import io
+
+from ..pure_core.charts import leakage_chart
+from ..pure_core.leakage import as_numbers, describe_leakage
+from . import sockets
+from .host import reporting, sampling
+from .host.probing import measure_leakage
+
+
+class MeasureLeakage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PURE_MeasureLeakage",
+            display_name="PURE Measure Leakage",
+            category=sockets.CATEGORY,
+            description="Puts a number on an edit: how much of the concept the edited MODEL still renders, and how far the rest moved. It does not look at the basis that made the edit.",
+            inputs=[
+                io.Model.Input("original", tooltip="The MODEL before the edit."),
+                io.Model.Input("edited", tooltip="The same MODEL after PURE Apply Projection, or any other edit of it."),
+                io.Clip.Input("clip", tooltip="The CLIP of the checkpoint."),
+                sockets.Prompts.Input("concept_probes", tooltip="The concept in other words than those it was erased with: two prompts or more. Half of them finds where the concept shows, the other half is measured."),
+                sockets.Prompts.Input("retain_probes", tooltip="What should have stayed: neighbours, best ones that were not in the retain list, and the empty prompt."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, tooltip="Of the noise. Another one than the capture's makes the measure harder to please."),
+                io.Int.Input("steps", default=10, min=1, max=1000, tooltip="Length of the denoising schedule; all of it is run, with the original MODEL, and the edited MODEL sees the same noisy latents."),
+                io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Of the pictures that the trajectory would draw."),
+                io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Of the pictures that the trajectory would draw."),
+            ],
+            outputs=[
+                io.String.Output(display_name="report", tooltip="One sentence, then a line per layer."),
+                io.String.Output(display_name="json", tooltip="The same numbers for programs."),
+                io.Image.Output(display_name="chart", tooltip="Leakage and movement of each layer."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, original, edited, clip, concept_probes, retain_probes, seed, steps, width, height) -> io.NodeOutput:
+        trajectory = sampling.Trajectory(steps, steps, 1, seed, 1.0, width, height, "euler", "normal", 4)
+        layers = measure_leakage(original, edited, clip, concept_probes, retain_probes, trajectory)
+        text, chart = describe_leakage(layers, concept_probes.concepts, retain_probes.concepts), leakage_chart(layers, concept_probes.concepts)
+        return io.NodeOutput(text, json.dumps(as_numbers(layers)), chart, ui=reporting.report(text, cls.hidden.unique_id, (), chart, cls))

@@ -1,0 +1,92 @@
+"""PURE_MeasureLeakage and PURE_CompareImages on the miniature model."""
+import json
+
+import pytest
+import torch
+from pure_pack.nodes.compare import CompareImages
+from pure_pack.nodes.host.layers import cross_attention_layers
+from pure_pack.nodes.host.patches import ProjectionAdapter, edits_of, effective_weight
+from pure_pack.nodes.measure import MeasureLeakage
+from pure_pack.pure_core.errors import PureError
+
+from benchmarks.efficacy import run
+from random_models import load_random
+from run_nodes import apply, build, capture, prompts, report
+
+CONCEPT = "miplo\na boxy azure monster with a bobbing antenna and a single eye"
+SIZE = {"width": 64, "height": 64}
+
+
+@pytest.fixture(scope="module")
+def edited(mini):
+    forget = capture(mini, prompts("miplo\nblue square creature with an antenna and one big eye"))
+    retain = capture(mini, prompts("zorbo\ntarnik\npelluna\nfintolo\nquistle", role="retain"))
+    return apply(mini[0], build(forget, retain))
+
+
+@pytest.fixture(scope="module")
+def measured(mini):
+    def measure(model):
+        out = run(MeasureLeakage, original=mini[0], edited=model, clip=mini[1], concept_probes=prompts(CONCEPT, templates="{}\n{} at night"),
+                  retain_probes=prompts("dorrit\nbramby", role="retain", templates="{}"), steps=4, seed=11, **SIZE)
+        return json.loads(out[1]), out
+    return measure
+
+
+def random_edit(model, edited, seed=3):
+    """A clone with an edit of the same norm on every weight, in random directions."""
+    generator, clone = torch.Generator().manual_seed(seed), model.clone()
+    for key in edits_of(edited):
+        change = effective_weight(edited, key) - effective_weight(model, key)
+        noise = torch.randn(change.shape, generator=generator)
+        clone.add_patches({key: (noise * (change.norm() / noise.norm()),)}, 1.0)
+    return clone
+
+
+def test_a_clone_reads_one_a_random_edit_stays_high_and_a_real_one_reads_low(mini, edited, measured):
+    same, texts = measured(mini[0].clone())
+    assert same["leakage"] == 1.0 and same["movement"] == 0.0 and "no edit between them" in texts[0]
+    assert len(same["layers"]) == len(cross_attention_layers(mini[0]))
+    real, other = measured(edited)[0], measured(random_edit(mini[0], edited))[0]
+    assert real["leakage"] < 0.5 < 0.8 < other["leakage"], (real["leakage"], other["leakage"])
+
+
+def test_strength_orders_the_measure(mini, edited, measured):
+    def halved(model, share):
+        clone = model.clone()
+        clone.patches = {k: [(share, *p[1:]) if isinstance(p[1], ProjectionAdapter) else p for p in v] for k, v in model.patches.items()}
+        return clone
+
+    left = [measured(halved(edited, s))[0]["leakage"] for s in (0.25, 0.5, 1.0)]
+    assert 1.0 > left[0] > left[1] > left[2]
+
+
+def test_other_models_and_single_probes_are_refused(mini, edited):
+    other = load_random("sd1 wide")[0]
+    with pytest.raises(PureError, match="not one MODEL before and after"):
+        run(MeasureLeakage, original=mini[0], edited=other, clip=mini[1], concept_probes=prompts(CONCEPT), retain_probes=prompts("zorbo", role="retain"), **SIZE)
+    with pytest.raises(PureError, match="at least two prompts"):
+        run(MeasureLeakage, original=mini[0], edited=edited, clip=mini[1], concept_probes=prompts("miplo", templates="{}"), retain_probes=prompts("zorbo", role="retain"), **SIZE)
+
+
+def test_compared_images_are_what_the_standard_nodes_draw(mini, edited):
+    import nodes as host_nodes
+
+    model, clip, vae = mini
+    texts = ["miplo in a meadow", "a picture of zorbo", ""]
+    settings = {"seed": 9, "steps": 3, "cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+    grid, before, after = run(CompareImages, original=model, edited=edited, clip=clip, vae=vae, prompts=prompts("\n".join(texts[:2]), role="retain", preset="free text"), columns=2, negative="blue", **settings, **SIZE)
+    encode = lambda t: clip.encode_from_tokens_scheduled(clip.tokenize(t))
+    for pictures, source in ((before, model), (after, edited)):
+        for picture, text in zip(pictures, texts, strict=True):
+            latent = host_nodes.EmptyLatentImage().generate(64, 64)[0]
+            sampled = host_nodes.common_ksampler(source, *settings.values(), encode(text), encode("blue"), latent)[0]
+            assert (picture - vae.decode(sampled["samples"])[0]).abs().max() < 1e-4
+    assert (before - after).abs().mean() > 0.01  # control: the edit shows
+    assert grid.shape[0] == 1 and grid.shape[1] > 4 * 64 and 0 <= grid.min() <= grid.max() <= 1
+
+
+def test_the_measures_report_shows_on_the_node(mini, edited):
+    text = report(MeasureLeakage, original=mini[0], edited=edited, clip=mini[1], concept_probes=prompts(CONCEPT, templates="{}"),
+                  retain_probes=prompts("dorrit", role="retain", templates="{}"), steps=2, **SIZE)
+    assert text.startswith("Leakage 0.") and "Retained: dorrit" in text
