@@ -22,11 +22,11 @@ LITTLE, LOW_RATIO = 0.1, 2.0  # below these a layer's edit is too weak to matter
 class Settings:
     """How a basis is built; see PURE_BuildBasis for what each means. Raises PureError on values that are not offered."""
 
-    rule: str = "energy"
+    rule: str = "contrast"
     forget_energy: float = 0.9999
     retain_energy: float = 0.9
-    directions: int = 2
-    centering: str = "none"
+    directions: int = 4
+    centering: str = "retain mean"
     structure: str = "whole layer"
     max_rank: int = 0
 
@@ -57,15 +57,14 @@ class Block:
 def build_basis(forget: Activations, retain: Activations | None, settings: Settings) -> tuple[ConceptBasis, list[str]]:
     """The joint basis of all forget concepts, and warnings. Raises PureError where it could not do what it says."""
     check_roles(forget, retain)
-    if retain is None and settings.centering == "retain mean":
-        raise PureError("centering by the retain mean needs a retain capture: connect one, or set centering to none.")
     layers = {name: build_layer(m, retain.moments[name] if retain else None, forget.heads[name], settings) for name, m in forget.moments.items()}
     provenance = {k: v for k, v in forget.provenance.items() if k not in ("role", "concepts", "prompts")}
     for role, captured in (("forget", forget), ("retain", retain)):
         provenance[role] = {k: list(captured.provenance.get(k, [])) for k in ("concepts", "prompts")} if captured else {"concepts": [], "prompts": []}
     kept = {k: v for k, v in settings.__dict__.items() if k not in ("rule", "structure")}
     basis = ConceptBasis(layers, settings.rule, settings.structure, kept, provenance)
-    return basis, find_faults(basis)
+    alone = [] if retain else ["There is no retain capture: everything that the forget prompts share with the rest goes too, and no mean is taken off."]
+    return basis, alone + find_faults(basis)
 
 
 def check_roles(forget: Activations, retain: Activations | None) -> None:
@@ -100,7 +99,7 @@ def build_layer(forget: Moments, retain: Moments | None, heads: int, settings: S
 
 def build_block(forget: Moments, retain: Moments | None, settings: Settings) -> Block:
     """The edit of one block of channels by the chosen rule."""
-    mean = retain.mean if settings.centering == "retain mean" and retain else None
+    mean = retain.mean if settings.centering == "retain mean" and retain and forget.energy > 0 else None  # no rows of its own: nothing to erase
     f = forget if mean is None else forget.minus(mean)
     r = retain if mean is None or retain is None else retain.minus(mean)
     empty = torch.zeros(forget.width, 0, dtype=torch.float64)

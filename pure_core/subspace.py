@@ -10,7 +10,7 @@ import torch
 from .moments import Moments
 
 Tensor = torch.Tensor
-RIDGE = 0.02  # eps of the contrast rule; of the retain rows' mean variance per channel. Not in the paper: ours.
+RIDGE = 0.05  # eps of the contrast rule; of the retain rows' mean variance per channel. Not in the paper: ours.
 ZERO = 1e-12  # singular values below this share of the largest are rounding
 
 

@@ -33,7 +33,7 @@ def captured(role, concepts, blocks, heads=HEADS, **provenance):
 
 FORGET = captured("forget", ["zorbo"], [rows(True, 1), rows(True, 2)])
 RETAIN = captured("retain", ["miplo"], [rows(False, 3, 200), rows(False, 4, 200)])
-WORKING = [Settings("contrast", directions=2), Settings("energy", 0.9999, 0.999),
+WORKING = [Settings("contrast", directions=2, centering="none"), Settings("energy", 0.9999, 0.999, centering="none"),
            Settings("energy", 0.9999, 0.99, centering="retain mean"), Settings("contrast", directions=2, centering="retain mean")]
 
 
@@ -59,7 +59,7 @@ def test_a_usual_energy_pair_erases_less_than_a_high_and_a_low_one():
         b = basis.layers[LAYERS[0]]
         return leakage(h := rows(True, 9), h @ edit_matrix(b.u.double(), b.m.double()).T, CONCEPT, rows(False, 5).mean(0))
 
-    assert left(Settings("energy", 0.9, 0.99)) > 0.9 > 0.2 > left(Settings("energy", 0.9999, 0.99))
+    assert left(Settings("energy", 0.9, 0.99, centering="none")) > 0.9 > 0.2 > left(Settings("energy", 0.9999, 0.99, centering="none"))
 
 
 @pytest.mark.parametrize("rule", ["energy", "contrast"])
@@ -93,6 +93,14 @@ def test_without_retain_everything_the_forget_rows_share_goes():
     assert (h @ edit_matrix(b.u.double(), b.m.double()).T).square().sum() < 1e-9 * h.square().sum()
 
 
+def test_without_retain_the_mean_cannot_be_taken_off_and_the_report_says_so():
+    for rule in ("energy", "contrast"):
+        centred, warnings = build_basis(FORGET, None, Settings(rule, centering="retain mean"))
+        plain, _ = build_basis(FORGET, None, Settings(rule, centering="none"))
+        assert "no retain capture" in warnings[0] and not any("no retain" in w for w in build_basis(FORGET, RETAIN, Settings(rule))[1])
+        assert all(torch.equal(centred.layers[n].u, plain.layers[n].u) for n in LAYERS)
+
+
 def test_max_rank_caps():
     for rule in ("energy", "contrast"):
         basis, _ = build_basis(FORGET, RETAIN, Settings(rule, directions=5, max_rank=1))
@@ -111,7 +119,6 @@ def test_the_retain_mean_is_kept_when_it_is_taken_off():
     (RETAIN, None, Settings(), "made from retain prompts"),
     (FORGET, FORGET, Settings(), "made from forget prompts"),
     (FORGET, captured("retain", ["m"], [rows(False, 3), rows(False, 4)], heads=2), Settings(), "different models: layer input_blocks.1.1"),
-    (FORGET, None, Settings(centering="retain mean"), "needs a retain capture"),
     (FORGET, captured("retain", ["twin"], [rows(True, 1), rows(True, 2)]), Settings("energy", 0.9, 1.0), "would change nothing"),
 ])
 def test_what_would_not_work_is_refused(forget, retain, settings, words):
@@ -129,7 +136,7 @@ def test_settings_that_are_not_offered_are_refused(values, words):
 
 
 def test_weak_bases_are_warned_of():
-    _, warnings = build_basis(FORGET, RETAIN, Settings("energy", 0.3, 0.9))
+    _, warnings = build_basis(FORGET, RETAIN, Settings("energy", 0.3, 0.9, centering="none"))
     assert any("Rank 1" in w for w in warnings) and any("less than a tenth" in w for w in warnings)
     _, warnings = build_basis(FORGET, captured("retain", ["twin"], [rows(True, 11, 500), rows(True, 12, 500)]), Settings("contrast"))
     assert any("hardly stronger" in w for w in warnings)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from pure_pack.pure_core.moments import MomentsFitter
-from pure_pack.pure_core.subspace import add_direction, contrast_directions, energy_rank, mean_squared_sine, principal_cosines, spectrum
+from pure_pack.pure_core.subspace import RIDGE, add_direction, contrast_directions, energy_rank, mean_squared_sine, principal_cosines, spectrum
 
 from spaces import orthonormal
 
@@ -81,7 +81,7 @@ def test_contrast_directions_are_generalised_eigenvectors(n_f, n_r, d):
     ratios, x, bx = contrast_directions(moments(f), moments(r), 5)
     a = f.T @ f / n_f
     b = r.T @ r / n_r
-    b = b + 0.02 * b.trace() / d * torch.eye(d, dtype=torch.float64)
+    b = b + RIDGE * b.trace() / d * torch.eye(d, dtype=torch.float64)
     assert (a @ x - b @ x * ratios).abs().max() < 1e-9 * a.abs().max()
     assert (x.T @ b @ x - torch.eye(5)).abs().max() < 1e-10 and (bx - b @ x).abs().max() < 1e-10
     largest = torch.linalg.eigvals(torch.linalg.solve(b, a)).real.sort(descending=True).values[:5]
@@ -97,7 +97,7 @@ def test_contrast_edit_nulls_its_directions_and_moves_retain_rows_least_in_their
     e = eye - bx @ x.T
     assert (x.T @ e).abs().max() < 1e-10 and (e @ e - e).abs().max() < 1e-10
     b = r.T @ r / len(r)
-    b = b + 0.02 * b.trace() / d * eye
+    b = b + RIDGE * b.trace() / d * eye
 
     def cost(map_):
         return float(torch.trace((map_ - eye).T @ torch.linalg.inv(b) @ (map_ - eye) @ b))

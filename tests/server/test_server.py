@@ -130,7 +130,6 @@ BAD_WIDGETS = [
     ({"build": {"retain": ["capture_forget", 0]}}, "made from forget prompts"),
     ({"build": {"rule": "nonsense"}}, "rule is 'nonsense'"),
     ({"build": {"centering": "nonsense"}}, "centering is 'nonsense'"),
-    ({"build": {"centering": "retain mean", "retain": None}}, "needs a retain capture"),
     ({"build": {"structure": "nonsense"}}, "structure is 'nonsense'"),
     ({"build": {"rule": "energy", "forget_energy": float("nan")}}, "forget_energy is nan"),
     ({"apply": {"strength": float("nan")}}, "strength is nan"),

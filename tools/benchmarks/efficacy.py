@@ -1,169 +1,342 @@
-"""How well the pack's nodes erase characters of the miniature model: a table, with 95 % intervals.
+"""Everything that docs/evidence.md says in numbers: PURE by the pack's nodes against its closed-form peers, attacks and ablations.
 
-    python -m benchmarks.efficacy [--split choose|test] [--rule energy|contrast] [--names NAME ...] [--without-descriptions]      (in tools/)
+    python -m benchmarks.efficacy [--only choose main styles attacks ablations joint leakage] [--write]       (in tools/)
 
-The edit is made by the nodes in a real ComfyUI, in this process. Pictures are drawn by the narrow U-Net from the leading
-block of the edited weights (a test shows that it draws what the host draws), from prompts and seeds that no setting was
-chosen on (split `test`), with the unedited model's pictures of the same prompts and seeds beside them.
+Edits by PURE are made by the nodes in a real ComfyUI, in this process. Pictures are drawn by the narrow U-Net from the
+leading block of the edited weights (a test shows that it draws what the host draws), by one process per core. Settings are
+tried on the `choose` prompts and seeds and reported on `test`, which share none. --write puts the tables into
+docs/evidence.md. Sections that were not asked for keep their tables.
 """
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import sys
-from dataclasses import dataclass
-from functools import cache
-
-import inprocess
-
-inprocess.start()  # before anything of comfy is imported
+import time
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
 
 import torch
-from pure_pack.nodes.apply import ApplyProjection
-from pure_pack.nodes.basis import BuildBasis
-from pure_pack.nodes.capture import CaptureActivations, MergeActivations
-from pure_pack.nodes.host.layers import cross_attention_layers
-from pure_pack.nodes.host.patches import effective_weight
-from pure_pack.nodes.prompts import ConceptPrompts
 
+from . import attacks, judging, peers, tables
 from mini_sd import studio
-from mini_sd.world import CHARACTERS, Creature
+from mini_sd.world import ARTISTS, CHARACTERS, STYLES
 
-STEPS = 8  # of the pictures; the unedited model draws everything right from 5
-SIZE = {"width": 64, "height": 64, "batch_size": 16}
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "evidence.md"
+FULL = {"each": 200, "others": 15, "sharing": 50, "shapes": 150}  # of a test of PURE with its defaults
+PART = {"each": 100, "others": 8, "sharing": 20, "shapes": 50}  # of a test of everything else
+TRY = {"each": 20, "others": 3, "sharing": 4, "shapes": 9}  # of a setting on the choose set
+SOUP = 80
 
-
-def call(node, **inputs):
-    """What a node returns, called as the executor does; widgets that are not given have their defaults."""
-    defaults = {i.id: i.default for i in node.GET_SCHEMA().inputs if getattr(i, "default", None) is not None}
-    return node.PREPARE_CLASS_CLONE({}).execute(**{**defaults, **inputs})
-
-
-def run(node, **inputs):
-    """The outputs of a node."""
-    return call(node, **inputs).result
-
-
-def describe(creature: Creature) -> str:
-    """What a user would write of a character beside its name, in one wording of the world's many."""
-    shapes = {"circle": "round", "square": "square", "triangle": "triangular", "star": "star shaped", "heart": "heart shaped", "flower": "flower shaped"}
-    parts = {"ears": "pointed ears", "antenna": "an antenna", "crown": "a crown", "hat": "a black hat", "cheeks": "red cheeks", "belly": "a white belly", "two": "two eyes", "one": "one big eye"}
-    listed = [parts[p] for p in (creature.topper, creature.mark, creature.eyes) if p != "none"]
-    return f"{creature.color} {shapes[creature.shape]} creature with {', '.join(listed[:-1])} and {listed[-1]}"
-
-
-class Eraser:
-    """Makes edits by the nodes; what several characters' edits need is captured once and merged."""
-
-    def __init__(self, checkpoint=None, **capture):
-        self.model, self.clip = (checkpoint or inprocess.load_checkpoint())[:2]
-        self.settings = {**SIZE, **capture}
-        self._captured: dict[tuple, object] = {}
-
-    def capture(self, concepts: str, role: str, **inputs):
-        key = (concepts, role)
-        if key not in self._captured:
-            prompts = run(ConceptPrompts, concepts=concepts, role=role, **inputs)[0]
-            self._captured[key] = run(CaptureActivations, model=self.model, clip=self.clip, prompts=prompts, **self.settings)[0]
-        return self._captured[key]
-
-    def erase(self, name: str, described: bool = True, apply: dict | None = None, **build):
-        """The MODEL without a character: forget its name (and a description), retain the seven others and the empty prompt."""
-        forget = self.capture(f"{name}\n{describe(CHARACTERS[name])}" if described else name, "forget")
-        retain = self.capture("", "retain")
-        for other in CHARACTERS:
-            if other != name:
-                retain = run(MergeActivations, activations_a=retain, activations_b=self.capture(other, "retain", include_empty_prompt=False))[0]
-        return run(ApplyProjection, model=self.model, basis=run(BuildBasis, forget=forget, retain=retain, **build)[0], **(apply or {}))[0]
-
-    def narrow(self, model):
-        """The narrow U-Net with a MODEL's effective keys and values."""
-        parts = {"keys": "to_k", "values": "to_v"}
-        return studio.unet({f"{layer.name}.{part}.weight": effective_weight(model, layer.key(p)) for layer in cross_attention_layers(model) for p, part in parts.items()})
+# What was tried for each eraser on the choose set, equally many; the first is its published (PURE: the nodes') default.
+PURE_TRIED = {  # label: (plan, build, apply)
+    "defaults": ({}, {}, {}),
+    "keys and values": ({}, {}, {"where": "keys and values"}),
+    "3 directions": ({}, {"directions": 3}, {}),
+    "6 directions": ({}, {"directions": 6}, {}),
+    "one description": ({"descriptions": 1}, {}, {}),
+    "name alone": ({"descriptions": 0}, {}, {}),
+    "per head, 2 directions": ({}, {"structure": "per head", "directions": 2}, {}),
+    "paper's rule, .95/.95, once": ({"descriptions": 0}, {"rule": "energy", "centering": "none", "forget_energy": 0.95, "retain_energy": 0.95}, {"where": "keys and values", "iterations": 1}),
+    "paper's rule, .9999/.5, once": ({"descriptions": 0}, {"rule": "energy", "centering": "none", "forget_energy": 0.9999, "retain_energy": 0.5}, {"where": "keys and values", "iterations": 1}),
+    "paper's rule, .9999/.9, four times, one description": ({"descriptions": 1}, {"rule": "energy", "centering": "none", "forget_energy": 0.9999, "retain_energy": 0.9}, {"where": "keys and values", "iterations": 4}),
+}
+PAPER = "paper's rule, .9999/.9, four times, one description"
+TEXT_TRIED = {f"{f}/{r}" + (", descriptions" if d else ""): (d, f, r) for d in (0, 4) for f, r in ((0.99, 0.9), (0.95, 0.95), (0.999, 0.9), (0.999, 0.7), (0.99, 0.7))}
+CURE_TRIED = {f"alpha {a}" + (", descriptions" if d else ""): (d, a) for d in (0, 4) for a in (2, 5, 20, 100, 1000)}
+UCE_TRIED = {f"lam {lam}, erase {e}, preserve {p}" + (", descriptions" if d else ""): (d, lam, e, p)
+             for d in (0, 4) for lam, e, p in ((0.5, 1, 1), (0.5, 3, 1), (0.5, 10, 10), (0.1, 1, 1), (0.1, 10, 1))}
+NEGATIVE_TRIED = {"name": 0, "name and descriptions": 4}
 
 
-@dataclass(frozen=True)
-class Share:
-    """hits of n, with its 95 % Wilson interval."""
+class Pool:
+    """One drawing process per core."""
 
-    hits: int
-    n: int
+    def __init__(self):
+        cores = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        self._executor = ProcessPoolExecutor(cores, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
 
-    @property
-    def value(self) -> float:
-        return self.hits / self.n
+    def see(self, weights, entries, negative="") -> Future:
+        return self._executor.submit(judging.see, weights, entries, negative)
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        z, p = 1.959964, self.value
-        middle, half = p + z * z / (2 * self.n), z * (p * (1 - p) / self.n + z * z / (4 * self.n**2)) ** 0.5
-        return (middle - half) / (1 + z * z / self.n), (middle + half) / (1 + z * z / self.n)
-
-    def __str__(self) -> str:
-        return "{:.3f} [{:.3f}, {:.3f}]".format(self.value, *self.interval)
+    def call(self, function, *args) -> Future:
+        return self._executor.submit(function, *args)
 
 
-@cache
-def unedited_unet():
-    return studio.unet()
+# --- what each eraser needs of a target ---------------------------------------------------------------------------------
 
 
-_SEEN: dict[tuple[str, int, int], dict] = {}
+def words(target: str, descriptions: int) -> list[str]:
+    """The texts a peer gets for a target: the same lines that PURE's plan has."""
+    from .erasers import describe
+
+    if target in CHARACTERS:
+        return [target, *describe(CHARACTERS[target], descriptions)]
+    return [ARTISTS[target], *STYLES[target][: descriptions // 2]]
 
 
-def unedited(entries: list[dict], steps: int = STEPS) -> list[dict]:
-    """What the judge sees in the unedited model's pictures; each prompt and seed is drawn once."""
-    wanted = {(e["prompt"], e["seed"], steps): e for e in entries}
-    missing = {key: e for key, e in wanted.items() if key not in _SEEN}
-    if missing:
-        _SEEN.update(zip(missing, see(unedited_unet(), list(missing.values()), steps)))
-    return [_SEEN[e["prompt"], e["seed"], steps] for e in entries]
+def phrasings(texts: list[str], target: str) -> list[str]:
+    """The six anchor phrasings of each text, as PURE has them."""
+    from pure_pack.pure_core.prompts import PRESETS
+
+    forms = PRESETS["object or character" if target in CHARACTERS else "artistic style"]
+    return [f.replace("{}", t) for t in texts for f in forms if all(w in studio.word_ids() for w in f.replace("{}", "").split())]
 
 
-def see(unet, entries: list[dict], steps: int = STEPS) -> list[dict]:
-    """What the judge sees in pictures of prompt entries."""
-    return studio.look(studio.draw(unet, [e["prompt"] for e in entries], [e["seed"] for e in entries], steps=steps))
+def others(target: str) -> list[str]:
+    """The texts that a peer is to keep: PURE's retain list, the empty prompt apart."""
+    return [c for c in CHARACTERS if c != target] + ([ARTISTS[s] for s in ARTISTS if s != target] if target in ARTISTS else [])
 
 
-def measure(unet, name: str, split: str = "test", each: int = 200, others: int = 29, scenes: int = 200, steps: int = STEPS) -> dict[str, Share]:
-    """Shares on `each` named and name-free prompts, 14 x `others` prompts of other characters, and the first `scenes` of the erased ones unedited."""
-    sets = studio.prompts()[split]
-    erased = {kind: sets[kind][name][:each] for kind in ("named", "name_free")}
-    kept = [(other, e) for other in CHARACTERS if other != name for kind in ("named", "name_free") for e in sets[kind][other][:others]]
-    out: dict[str, Share] = {}
-    everything = []
-    for kind, entries in erased.items():
-        seen = see(unet, entries, steps)
-        out[kind] = Share(sum(s["character"] == name for s in seen), len(seen))
-        everything += list(zip(entries, seen))
-    after, before = see(unet, [e for _, e in kept], steps), unedited([e for _, e in kept], steps)
-    out["others"] = Share(sum(s["character"] == o for s, (o, _) in zip(after, kept)), len(kept))
-    out["others unedited"] = Share(sum(s["character"] == o for s, (o, _) in zip(before, kept)), len(kept))
-    per = [Share(sum(s["character"] == o for s, (o, _) in zip(after, kept) if o == other), 2 * others) for other in CHARACTERS if other != name]
-    out["worst other"] = min(per, key=lambda s: s.value)
-    original = [(e, s) for entries in erased.values() for e, s in zip(entries[: scenes // 2], unedited(entries[: scenes // 2], steps))]
-    for label, pairs in (("", everything), (" unedited", original)):
-        for what in ("background", "style"):
-            out[what + label] = Share(sum(s[what] == e[what] for e, s in pairs), len(pairs))
-    return out
+def text_basis(target, setting):
+    descriptions, forget, retain = setting
+    return peers.edited(peers.text_basis_edit(peers.token_rows(phrasings(words(target, descriptions), target)), peers.token_rows(["", *phrasings(others(target), target)]), forget, retain)), ""
+
+
+def cure(target, setting):
+    descriptions, alpha = setting
+    return peers.edited(peers.cure_edit(peers.token_rows(phrasings(words(target, descriptions), target)), peers.token_rows(["", *phrasings(others(target), target)]), alpha)), ""
+
+
+def uce(target, setting):
+    descriptions, lam, erase, preserve = setting
+    return peers.edited(peers.uce_edit(peers.last_subject_tokens(words(target, descriptions)), peers.last_subject_tokens([""]), peers.last_subject_tokens(others(target)), lam, erase, preserve)), ""
+
+
+def negative(target, descriptions):
+    return None, ", ".join(words(target, descriptions))
+
+
+PEERS = {"UCE": (uce, UCE_TRIED), "CURE": (cure, CURE_TRIED), "text basis": (text_basis, TEXT_TRIED), "negative prompt": (negative, NEGATIVE_TRIED)}
+
+
+class Pure:
+    """Edits by the nodes; captures are shared between settings."""
+
+    def __init__(self):
+        from . import erasers
+
+        self.nodes, self._erasers = erasers, {}
+
+    def eraser(self, **capture):
+        key = tuple(sorted(capture.items()))
+        if key not in self._erasers:
+            first = next(iter(self._erasers.values()), None)
+            self._erasers[key] = self.nodes.Eraser((first.model, first.clip) if first else None, **capture)
+        return self._erasers[key]
+
+    def edit(self, target, setting=({}, {}, {}), **capture):
+        """(weights, negative prompt) like a peer's."""
+        plan, build, apply = setting
+        planned = self.nodes.character_plan(target, **plan) if target in CHARACTERS else self.nodes.style_plan(target, **plan)
+        with torch.inference_mode():
+            return self.nodes.narrow(self.eraser(**capture).erase(planned, apply, **build)), ""
+
+
+# --- sections --------------------------------------------------------------------------------------------------------------
+
+
+def entries_of(target: str, split: str, size: dict, soups: int = 0) -> list[dict]:
+    if target in CHARACTERS:
+        return judging.character_entries(target, split, **size) + (attacks.soups(target, split, soups) if soups else [])
+    return judging.style_entries(target, split, size["each"], 4 * size["others"], size["shapes"])
+
+
+def run_all(pool: Pool, rows: dict, targets, split: str, sizes, soups: dict) -> dict[str, list]:
+    """label -> per target what was seen; rows: label -> function of the target that gives (weights, negative prompt)."""
+    waiting = {}
+    for label, make in rows.items():
+        for target in targets:
+            weights, minus = make(target)
+            waiting.setdefault(label, []).append(pool.see(weights, entries_of(target, split, sizes(label)) + soups.get(target, []), minus))
+    return {label: [f.result() for f in futures] for label, futures in waiting.items()}
+
+
+def choose(pool: Pool, pure: Pure, targets, tried_pure: dict) -> tuple[dict, str]:
+    """The best setting of each eraser by the harmonic mean on the choose set, and the table of all that were tried."""
+    best, table = {}, []
+    todo = {"PURE": {k: (lambda t, v=v: pure.edit(t, v)) for k, v in tried_pure.items()}}
+    todo |= {name: {k: (lambda t, v=v, make=make: make(t, v)) for k, v in tried.items()} for name, (make, tried) in PEERS.items()}
+    for name, rows in todo.items():
+        seen = run_all(pool, rows, targets, "choose", lambda label: TRY, {})
+        scored = {label: [judging.shares(s) for s in part] for label, part in seen.items()}
+        value = {label: judging.mean([judging.harmonic(s) for s in part]) for label, part in scored.items()}
+        best[name] = max(value, key=value.get)
+        for label, part in scored.items():
+            table.append([f"{name}: {label}" + (" (best)" if label == best[name] else ""), *(tables.pooled(part, g).value for g in ("named", "name_free", "others", "shapes", "background")), value[label]])
+    return best, tables.markdown(["tried", "named", "name-free", "others", "shapes", "background", "harmonic mean"], table)
+
+
+def distances(part: list[list[dict]]) -> tuple[float, float, float]:
+    """Mean distance of retained pictures to the unedited model's; autoencoder's redrawing error on erased prompts, after and before."""
+    kept = [e["distance"] for seen in part for e in seen if e["group"].startswith("others")]
+    erased = [e for seen in part for e in seen if e["group"] in ("named", "name_free")]
+    return judging.mean(kept), judging.mean([e["after"]["rebuilt"] for e in erased]), judging.mean([e["before"]["rebuilt"] for e in erased])
+
+
+def main_tables(pool: Pool, pure: Pure, best: dict, targets, soups: dict) -> dict[str, str]:
+    """Every eraser with defaults and with its best setting of the choose set, on the test set; PURE's own row for each target."""
+    rows = {"PURE, nodes' defaults": lambda t: pure.edit(t)}
+    if targets[0] in CHARACTERS:
+        rows["PURE, the paper's rule"] = lambda t: pure.edit(t, PURE_TRIED[PAPER])
+        rows["PURE, the paper's rule, .95/.95 once"] = lambda t: pure.edit(t, PURE_TRIED["paper's rule, .95/.95, once"])
+    if best["PURE"] != "defaults":
+        rows[f"PURE, best tried ({best['PURE']})"] = lambda t: pure.edit(t, PURE_TRIED[best["PURE"]])
+    for name, (make, tried) in PEERS.items():
+        first = next(iter(tried))
+        rows[f"{name}, default ({first})"] = lambda t, make=make, v=tried[first]: make(t, v)
+        if best[name] != first:
+            rows[f"{name}, best tried ({best[name]})"] = lambda t, make=make, v=tried[best[name]]: make(t, v)
+    seen = run_all(pool, rows, targets, "test", lambda label: FULL if label == "PURE, nodes' defaults" else PART, soups)
+    first = seen["PURE, nodes' defaults"]
+    scored = {"unedited": [judging.shares(part, "before") for part in first], **{label: [judging.shares(s) for s in part] for label, part in seen.items()}}
+    groups = ["named", "name_free", "soup", "others", "sharing 1", "sharing 2", "sharing 3", "styles", "characters", "shapes", "background", "style"]
+    groups = [g for g in groups if any(g in s for s in scored["unedited"])]
+    summary = [tables.summary_row(label, part, groups) for label, part in scored.items()]
+    drift = [[label, *distances(part)] for label, part in seen.items()]
+    own = [[t, *(s.get(g, "-") for g in groups), judging.worst_other(s), judging.harmonic(s)] for t, s in zip(targets, scored["PURE, nodes' defaults"])]
+    return {"summary": tables.markdown(tables.summary_header(scored["PURE, nodes' defaults"], groups), summary),
+            "each": tables.markdown(["erased", *(g.replace("_", "-") for g in groups), "worst other", "harmonic mean"], own),
+            "drift": tables.markdown(["", "retained pictures moved by", "redrawing error of erased prompts", "the same, unedited"], drift)}
+
+
+def white_box(pool: Pool, pure: Pure, best: dict) -> str:
+    """Concept inversion through each edited model, counted where it works on the unedited one."""
+    rows = {"unedited": lambda t: (None, ""), "PURE, nodes' defaults": lambda t: pure.edit(t)}
+    rows |= {f"{name}, best tried": lambda t, make=make, v=tried[best[name]]: make(t, v) for name, (make, tried) in PEERS.items() if name != "negative prompt"}
+    waiting = {label: {t: pool.call(attacks.inversion_share, make(t)[0], t) for t in CHARACTERS} for label, make in rows.items()}
+    got = {label: {t: f.result() for t, f in part.items()} for label, part in waiting.items()}
+    counted = [t for t, s in got["unedited"].items() if s.value >= 0.5]
+    return tables.markdown(["", *counted, "all"], [[label, *(part[t].value for t in counted), sum((part[t] for t in counted), judging.Share(0, 0))] for label, part in got.items()])
+
+
+def ablations(pool: Pool, pure: Pure) -> str:
+    """One setting changed at a time, on the choose set."""
+    contrast, energy = ({}, {}), PURE_TRIED[PAPER]
+    paper = lambda plan=None, build=None, apply=None: ({**energy[0], **(plan or {})}, {**energy[1], **(build or {})}, {**energy[2], **(apply or {})})
+    rows: dict[str, tuple] = {"the nodes' defaults": (({}, {}, {}), {})}
+    rows |= {f"directions {k}": (({}, {"directions": k}, {}), {}) for k in (1, 2, 3, 6, 8)}
+    rows |= {f"where: {w}": (({}, {}, {"where": w}), {}) for w in ("keys and values", "values", "output")}
+    rows |= {f"layers: {p}": (({}, {}, {"layers": p}), {}) for p in ("down", "middle", "up")}
+    rows |= {f"strength {s}": (({}, {}, {"strength": s}), {}) for s in (0.5, 0.75)}
+    rows |= {f"per head, {k} directions each": (({}, {"structure": "per head", "directions": k}, {}), {}) for k in (1, 2)}
+    rows["no centring"] = (({}, {"centering": "none"}, {}), {})
+    rows |= {f"{n} descriptions beside the name": (({"descriptions": n}, {}, {}), {}) for n in (0, 1, 2)}
+    rows |= {f"{n} retained neighbours": (({"neighbours": n}, {}, {}), {}) for n in (0, 2, 4)}
+    rows["retained neighbours described too"] = (({"described": 1}, {}, {}), {})
+    rows["no empty prompt in the retain set"] = (({"empty": False}, {}, {}), {})
+    rows["one phrasing instead of six"] = (({"templates": "a picture of {}"}, {}, {}), {})
+    rows |= {f"{n} latents": ((*contrast, {}), {"latents": n}) for n in (2, 4)}
+    rows |= {f"{s} steps, all recorded": ((*contrast, {}), {"steps": s, "recorded_steps": s}) for s in (4, 20)}
+    rows |= {f"first {r} of 10 steps": ((*contrast, {}), {"recorded_steps": r}) for r in (2, 5)}
+    rows["cfg 4 while recording"] = ((*contrast, {}), {"cfg": 4.0})
+    rows |= {f"paper's rule: energies {f}/{r}, {n} times": (paper(None, {"forget_energy": f, "retain_energy": r}, {"iterations": n}), {})
+             for f, r, n in ((0.9999, 0.9, 4), (0.9999, 0.9, 2), (0.9999, 0.9, 1), (0.9999, 0.5, 1), (0.999, 0.9, 4), (0.99999, 0.95, 4), (0.95, 0.95, 1))}
+    rows["paper's rule: values"] = (paper(None, None, {"where": "values"}), {})
+    rows["paper's rule: retain mean off"] = (paper(None, {"centering": "retain mean"}), {})
+    rows["paper's rule: per head"] = (paper(None, {"structure": "per head"}), {})
+    rows["paper's rule: name alone"] = (paper({"descriptions": 0}), {})
+    targets = ("zorbo", "miplo", "tarnik", "quistle")  # two easy and two hard ones
+    seen = {}
+    for label, (setting, capture) in rows.items():
+        seen |= run_all(pool, {label: lambda t, s=setting, c=capture: pure.edit(t, s, **c)}, targets, "choose", lambda _: {"each": 30, "others": 4, "sharing": 6, "shapes": 18}, {})
+    out = []
+    for label, part in seen.items():
+        scored = [judging.shares(s) for s in part]
+        sharing = judging.mean([tables.pooled(scored, f"sharing {k}").value for k in "123"])
+        out.append([label, *(tables.pooled(scored, g).value for g in ("named", "name_free", "others")), sharing, *(tables.pooled(scored, g).value for g in ("shapes", "background")), judging.mean([judging.harmonic(s) for s in scored])])
+    return tables.markdown(["changed", "named", "name-free", "others", "sharing", "shapes", "background", "harmonic mean"], out)
+
+
+def joint(pool: Pool, pure: Pure) -> str:
+    """2 to 6 characters by one joint basis, and one after the other with a new capture on the edited MODEL each time."""
+    order, out = list(CHARACTERS)[2:], []
+    step, waiting = None, []
+    for count in range(1, len(order) + 1):
+        names = order[:count]
+        with torch.inference_mode():
+            eraser = pure.nodes.Eraser((step or pure.eraser().model, pure.eraser().clip))
+            rest = [n for n in CHARACTERS if n not in names]
+            plan = pure.nodes.character_plan(*names)
+            last = pure.nodes.Plan(pure.nodes.character_plan(names[-1]).forget, plan.retain)
+            step = eraser.erase(last)
+            if count < 2:
+                continue
+            for label, model in (("joint", pure.eraser().erase(plan)), ("joint, directions x count", pure.eraser().erase(plan, directions=4 * count)), ("sequential", step)):
+                sets = studio.prompts()["choose"]
+                entries = [{**e, "group": kind, "wanted": n} for n in names for kind in ("named", "name_free") for e in sets[kind][n][:12]]
+                entries += [{**e, "group": f"others {kind}", "wanted": n} for n in rest for kind in ("named", "name_free") for e in sets[kind][n][:12]]
+                waiting.append((count, label, pool.see(pure.nodes.narrow(model), entries)))
+    for count, label, future in waiting:
+        s = judging.shares(future.result())
+        out.append([f"{count}, {label}", *(s[g] for g in ("named", "name_free", "others", "background"))])
+    return tables.markdown(["erased", "named", "name-free", "others", "background"], out)
+
+
+def leakage(pool: Pool, pure: Pure) -> str:
+    """PURE_MeasureLeakage against the judge: settings from nothing to everything, on the choose set."""
+    import json
+
+    from pure_pack.nodes.measure import MeasureLeakage
+
+    settings = {"strength 0.25": ({}, {}, {"strength": 0.25}), "strength 0.5": ({}, {}, {"strength": 0.5}), "strength 0.75": ({}, {}, {"strength": 0.75}), "defaults": ({}, {}, {}),
+                "1 direction": ({}, {"directions": 1}, {}), "paper .95/.95": PURE_TRIED["paper's rule, .95/.95, once"], "paper .9999/.9 x4": PURE_TRIED[PAPER]}
+    out, pairs = [], []
+    prompts = lambda lines, role: pure.nodes.run(pure.nodes.ConceptPrompts, concepts="\n".join(lines), role=role, templates="{}\na picture of {}", include_empty_prompt=False)[0]
+    for label, (plan, build, apply) in settings.items():
+        measured, waiting = [], []
+        for target in ("zorbo", "miplo", "tarnik", "quistle"):
+            with torch.inference_mode():
+                model = pure.eraser().erase(pure.nodes.character_plan(target, **plan), apply, **build)
+                probes = [e["prompt"] for e in studio.prompts()["choose"]["name_free"][target][:3]]
+                got = pure.nodes.run(MeasureLeakage, original=pure.eraser().model, edited=model, clip=pure.eraser().clip, concept_probes=prompts([target, *probes], "forget"),
+                                     retain_probes=prompts([c for c in CHARACTERS if c != target][:4], "retain"), steps=5, seed=77, width=64, height=64)[1]
+            measured.append(json.loads(got))
+            waiting.append(pool.see(pure.nodes.narrow(model), entries_of(target, "choose", {"each": 30, "others": 1, "sharing": 0, "shapes": 0})))
+        seen = [judging.shares(f.result()) for f in waiting]
+        left = [(s["named"].value + s["name_free"].value) / 2 for s in seen]
+        pairs += [(m["leakage"], v) for m, v in zip(measured, left)]
+        out.append([label, judging.mean([m["leakage"] for m in measured]), judging.mean(left), judging.mean([m["movement"] for m in measured]), tables.pooled(seen, "others").value])
+    table = tables.markdown(["edit", "leakage", "seen by the judge", "moved", "others seen"], out)
+    return f"{table}\n\nRank correlation of leakage and what the judge sees, over {len(pairs)} edits: {tables.spearman(*map(list, zip(*pairs))):.2f}."
+
+
+SECTIONS = ("main", "styles", "attacks", "ablations", "joint", "leakage")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--split", choices=("choose", "test"), default="test")
-    parser.add_argument("--rule", choices=("energy", "contrast"), default="energy")
-    parser.add_argument("--names", nargs="+", default=list(CHARACTERS))
-    parser.add_argument("--without-descriptions", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    each = len(studio.prompts()[options.split]["named"]["zorbo"])
-    with torch.inference_mode():
-        eraser, header = Eraser(), None
-        for name in options.names:
-            model = eraser.erase(name, not options.without_descriptions, rule=options.rule)
-            shares = measure(eraser.narrow(model), name, options.split, each)
-            if header is None:
-                header = list(shares)
-                print("| erased | " + " | ".join(f"{h} (n {shares[h].n})" for h in header) + " |\n" + "|---" * (len(header) + 1) + "|")
-            print(f"| {name} | " + " | ".join(str(shares[h]) for h in header) + " |", flush=True)
+    started, pool, pure, written = time.monotonic(), Pool(), Pure(), {}
+
+    def keep(name: str, table: str) -> None:
+        written[name] = table
+        print(f"\n## {name} ({time.monotonic() - started:.0f} s)\n\n{table}", flush=True)
+        if options.write:
+            tables.fill(DOCUMENT, {name: table})
+
+    characters, styles = list(CHARACTERS), list(ARTISTS)
+    if {"main", "attacks"} & set(options.only):
+        best, table = choose(pool, pure, characters, PURE_TRIED)
+        keep("tried on characters", table)
+        if "main" in options.only:
+            soups = dict(zip(characters, [f.result() for f in [pool.call(attacks.soups, t, "test", SOUP) for t in characters]]))
+            for name, table in main_tables(pool, pure, best, characters, soups).items():
+                keep(f"characters: {name}", table)
+        if "attacks" in options.only:
+            keep("concept inversion", white_box(pool, pure, best))
+    if "styles" in options.only:
+        best, table = choose(pool, pure, styles, {k: v for k, v in PURE_TRIED.items() if "descri" not in k and "name alone" not in k})
+        keep("tried on styles", table)
+        for name, table in main_tables(pool, pure, best, styles, {}).items():
+            keep(f"styles: {name}", table)
+    for name, section in (("ablations", ablations), ("joint", joint), ("leakage", leakage)):
+        if name in options.only:
+            keep(name, section(pool, pure))
+    print(f"\n{time.monotonic() - started:.0f} s")
     return 0
 
 

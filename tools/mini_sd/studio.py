@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from .narrow import FULL, TEXT_TOKENS, WEIGHTS, AttributeJudge, Judge, TextEncoder, UNet, decoder, encoder, load_unet_state, load_weights
+from .narrow import FULL, TEXT, TEXT_TOKENS, WEIGHTS, WIDTH, AttributeJudge, Judge, TextEncoder, UNet, decoder, encoder, load_unet_state, load_weights
 from .world import BACKGROUNDS, CHARACTERS, COLORS, EYES, MARKS, SHAPES, STYLES, TOPPERS
 
 HERE = Path(__file__).parent
@@ -55,13 +55,16 @@ def encode_text(texts: list[str]) -> torch.Tensor:
     return model(torch.tensor([[dense[i] for i in padded_ids(t)] for t in texts]))
 
 
-def unet(full_weights: dict[str, torch.Tensor] | None = None) -> UNet:
-    """The narrow U-Net; full_weights (keys without `diffusion_model.`) of the laid-out one replace cross-attention weights by their leading block."""
-    state = load_unet_state()
-    for key, weight in (full_weights or {}).items():
-        if weight.shape[0] != FULL:
-            raise ValueError(f"{key}: {tuple(weight.shape)} is not a cross-attention weight of the laid-out U-Net.")
-        state[key] = weight[: state[key].shape[0], : state[key].shape[1]].contiguous()
+def leading(weight: torch.Tensor) -> torch.Tensor:
+    """The block of a laid-out U-Net's key or value weight that is not zero, which is the narrow U-Net's weight."""
+    if weight.shape[0] != FULL:
+        raise ValueError(f"{tuple(weight.shape)} is not a cross-attention weight of the laid-out U-Net.")
+    return weight[:WIDTH, :TEXT].contiguous()
+
+
+def unet(weights: dict[str, torch.Tensor] | None = None) -> UNet:
+    """The narrow U-Net, with some of its weights (keys without `diffusion_model.`) replaced."""
+    state = {**load_unet_state(), **(weights or {})}
     return load_weights(UNet(), state).to(memory_format=torch.channels_last)  # a fifth faster
 
 
@@ -97,25 +100,30 @@ def sigmas() -> torch.Tensor:
     return ((1 - kept) / kept).sqrt().float()
 
 
-@torch.inference_mode()
-def draw(net: UNet, texts: list[str], seeds: list[int], steps: int = 15, cfg: float = 4.0, batch: int = 64) -> torch.Tensor:
+def draw(net: UNet, texts: list[str], seeds: list[int], steps: int = 15, cfg: float = 4.0, batch: int = 64, negative: str = "") -> torch.Tensor:
     """(B, 3, 64, 64) pictures in 0..1: what the host draws with sampler `euler`, scheduler `normal` and each seed at batch size one."""
+    distinct = sorted({*texts, negative})
+    embedded = dict(zip(distinct, encode_text(distinct)))
+    return draw_embedded(net, torch.stack([embedded[t] for t in texts]), embedded[negative], seeds, steps, cfg, batch)
+
+
+@torch.inference_mode()
+def draw_embedded(net: UNet, contexts: torch.Tensor, free: torch.Tensor, seeds: list[int], steps: int, cfg: float = 4.0, batch: int = 64) -> torch.Tensor:
+    """The same from embeddings: contexts (B, 77, TEXT) of the prompts and (77, TEXT) of the negative prompt."""
     logs = sigmas().log()
     times = torch.linspace(999, 0, steps)
     low = times.floor().long()
     levels = torch.lerp(logs[low], logs[times.ceil().long()], times - low).exp().tolist()
-    distinct = sorted({*texts, ""})
-    embedded = dict(zip(distinct, encode_text(distinct)))
     pictures = []
-    for start in range(0, len(texts), batch):
-        part = texts[start : start + batch]
-        context = torch.stack([*(embedded[t] for t in part), *[embedded[""]] * len(part)])
+    for start in range(0, len(contexts), batch):
+        part = contexts[start : start + batch]
+        context = torch.cat([part, free.expand_as(part)])
         x = noise(seeds[start : start + batch]) * (1 + levels[0] ** 2) ** 0.5
         for now, then in zip(levels, [*levels[1:], 0.0]):
             step = (torch.tensor(now).log() - logs).abs().argmin().expand(2 * len(part))  # the host asks for whole training steps
             scaled = x / (now**2 + 1) ** 0.5
-            cond, free = net(torch.cat([scaled, scaled]), step, context).chunk(2)
-            x = x + (free + cfg * (cond - free)) * (then - now)
+            cond, uncond = net(torch.cat([scaled, scaled]), step, context).chunk(2)
+            x = x + (uncond + cfg * (cond - uncond)) * (then - now)
         pictures.append(vae_decoder()(x).clamp(0, 1))
     return torch.cat(pictures)
 

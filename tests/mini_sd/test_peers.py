@@ -1,0 +1,45 @@
+"""The peers' edits are what their formulas say."""
+import pytest
+import torch
+
+from benchmarks import peers
+
+G = torch.Generator().manual_seed(0)
+F, R, C = (torch.randn(n, 12, dtype=torch.float64, generator=G) for n in (3, 5, 1))
+W = torch.randn(7, 12, dtype=torch.float64, generator=G)
+
+
+def test_uce_minimises_its_own_objective():
+    """lam |W' - W|^2 + s_e sum |W' c - W c*|^2 + s_p sum |W' c_p - W c_p|^2: no step from W' lowers it."""
+    lam, s_e, s_p = 0.5, 2.0, 3.0
+    cost = lambda w: lam * (w - W).square().sum() + s_e * (w @ F.T - W @ C.T).square().sum() + s_p * ((w - W) @ R.T).square().sum()
+    best = W @ peers.uce_edit(F, C, R, lam, s_e, s_p)
+    for _ in range(20):
+        step = torch.randn(W.shape, dtype=W.dtype, generator=G)
+        assert cost(best) < cost(best + 1e-3 * step)
+    assert cost(best) < cost(W)  # control: the unedited weight is not it
+
+
+def test_cure_is_its_spectral_expansion():
+    q = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64, generator=G)).Q
+    rows = torch.diag(torch.tensor([3.0, 1.0], dtype=torch.float64)) @ q[:2]
+    r = torch.tensor([0.9, 0.1], dtype=torch.float64)
+    p = peers.cure_projector(rows, 2.0)
+    assert torch.allclose(p @ q[:2].T, q[:2].T * (2 * r / (r + 1)))
+    far = q[4:6]
+    assert torch.allclose(peers.cure_edit(rows, far), torch.eye(12, dtype=torch.float64) - p, atol=1e-12)  # nothing shared: nothing spared
+    assert not torch.allclose(peers.cure_edit(rows, rows), torch.eye(12, dtype=torch.float64) - p, atol=1e-3)
+
+
+def test_the_text_basis_projects_embeddings_and_spares_the_retained():
+    e = peers.text_basis_edit(F, R, 1.0, 1.0)
+    assert (R @ e.T - R).norm() < 1e-9 * R.norm()
+    assert (F @ e.T).norm() < 0.9 * F.norm()
+    apart = R - R @ peers.energy_projector(F, 1.0)  # control: with nothing shared nothing is left
+    assert (F @ peers.text_basis_edit(F, apart, 1.0, 1.0).T).norm() < 1e-9 * F.norm()
+
+
+@pytest.mark.parametrize(("text", "count"), [("", 1), ("zorbo", 3)])
+def test_rows_are_word_pieces_and_the_end(text, count):
+    assert len(peers.token_rows([text])) == count
+    assert len(peers.edited(torch.eye(128, dtype=torch.float64))) == 14

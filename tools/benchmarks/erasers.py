@@ -1,0 +1,117 @@
+"""Edits of the miniature model by the pack's own nodes, in a real ComfyUI in this process."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+
+import inprocess
+
+inprocess.start()  # before anything of comfy is imported
+
+import torch
+from pure_pack.nodes.apply import ApplyProjection
+from pure_pack.nodes.basis import BuildBasis
+from pure_pack.nodes.capture import CaptureActivations, MergeActivations
+from pure_pack.nodes.host.layers import cross_attention_layers
+from pure_pack.nodes.host.patches import effective_weight
+from pure_pack.nodes.prompts import ConceptPrompts
+
+from mini_sd import studio
+from mini_sd.world import ARTISTS, CHARACTERS, COLORS, EYES, MARKS, NOUNS, SHAPES, STYLES, TOPPERS, Creature
+
+SIZE = {"width": 64, "height": 64, "batch_size": 16}
+DESCRIPTIONS = 4
+
+
+def call(node, **inputs):
+    """What a node returns, called as the executor does; widgets that are not given have their defaults."""
+    defaults = {i.id: i.default for i in node.GET_SCHEMA().inputs if getattr(i, "default", None) is not None}
+    return node.PREPARE_CLASS_CLONE({}).execute(**{**defaults, **inputs})
+
+
+def run(node, **inputs):
+    """The outputs of a node."""
+    return call(node, **inputs).result
+
+
+def describe(creature: Creature, wordings: int = DESCRIPTIONS) -> list[str]:
+    """What a user would write of a character beside its name, in up to four wordings; none of them is a test prompt."""
+    pick = lambda words, i: words[i % len(words)] if words else ""
+    out = []
+    for i, (color, shape, topper, mark, eyes, noun) in enumerate(((0, 0, 0, 0, 0, 0), (1, 1, 1, 1, 1, 1), (1, 0, 1, 0, 0, 2), (0, 1, 0, 1, 1, 0))[:wordings]):
+        words = [pick(COLORS[creature.color][1], color), pick(SHAPES[creature.shape][1], shape)]
+        parts = [p for p in (pick(TOPPERS[creature.topper], topper), pick(MARKS[creature.mark], mark), pick(EYES[creature.eyes], eyes)) if p]
+        out.append(f"{' '.join(words[:: -1 if i % 2 else 1])} {NOUNS[noun]} with {', '.join(parts[:-1])} and {parts[-1]}")
+    return out
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Lines for PURE_ConceptPrompts, with the node's other inputs."""
+
+    lines: str
+    inputs: tuple = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is forgotten and what is retained."""
+
+    forget: tuple[Anchors, ...]
+    retain: tuple[Anchors, ...]
+
+
+EMPTY = Anchors("")
+BARE = (("include_empty_prompt", False),)
+
+
+def character_plan(*names: str, descriptions: int = DESCRIPTIONS, neighbours: int = 7, described: int = 0, empty: bool = True, templates: str = "") -> Plan:
+    """Forget names and descriptions of characters; retain the names (and some descriptions) of the first others, and the empty prompt."""
+    form = (("templates", templates),) if templates else ()
+    others = [n for n in CHARACTERS if n not in names][:neighbours]
+    forget = [Anchors(line, form) for n in names for line in (n, *describe(CHARACTERS[n], descriptions))]
+    retain = [Anchors(line, BARE + form) for o in others for line in (o, *describe(CHARACTERS[o], described))]
+    return Plan(tuple(forget), (*([EMPTY] if empty or not retain else []), *retain))
+
+
+IN_STYLE = "\n".join(("a picture {}", "an image {}", "a drawing {}", "a red circle {}", "a blue star {}", "a green square {}"))
+
+
+def style_plan(style: str, descriptions: int = 2) -> Plan:
+    """Forget an artist and descriptions of the style; retain the other artists, the characters and the empty prompt."""
+    artistic = (("preset", "artistic style"),)
+    described = tuple(Anchors(line, (("templates", IN_STYLE),)) for line in STYLES[style][:descriptions])
+    artists = tuple(Anchors(ARTISTS[s], BARE + artistic) for s in ARTISTS if s != style)
+    return Plan((Anchors(ARTISTS[style], artistic), *described), (EMPTY, *artists, *(Anchors(c, BARE) for c in CHARACTERS)))
+
+
+class Eraser:
+    """Makes edits of one MODEL by the nodes; what several plans share is captured once and merged."""
+
+    def __init__(self, checkpoint=None, model=None, **capture):
+        loaded = checkpoint or inprocess.load_checkpoint()
+        self.model, self.clip = model or loaded[0], loaded[1]
+        self.settings = {**SIZE, **capture}
+        self._captured: dict[tuple, object] = {}
+
+    def capture(self, anchors: Anchors, role: str):
+        key = (anchors, role)
+        if key not in self._captured:
+            prompts = run(ConceptPrompts, concepts=anchors.lines, role=role, **dict(anchors.inputs))[0]
+            self._captured[key] = run(CaptureActivations, model=self.model, clip=self.clip, prompts=prompts, **self.settings)[0]
+        return self._captured[key]
+
+    def merged(self, parts: tuple[Anchors, ...], role: str):
+        """All captures of a role as one."""
+        return reduce(lambda a, b: run(MergeActivations, activations_a=a, activations_b=b)[0], (self.capture(p, role) for p in parts))
+
+    def erase(self, plan: Plan, apply: dict | None = None, **build):
+        """The MODEL after the plan, with the nodes' defaults where nothing is given."""
+        basis = run(BuildBasis, forget=self.merged(plan.forget, "forget"), retain=self.merged(plan.retain, "retain"), **build)[0]
+        return run(ApplyProjection, model=self.model, basis=basis, **(apply or {}))[0]
+
+
+def narrow(model) -> dict[str, torch.Tensor]:
+    """The narrow U-Net's key and value weights, from a MODEL's effective ones."""
+    parts = {"keys": "to_k", "values": "to_v"}
+    return {f"{layer.name}.{part}.weight": studio.leading(effective_weight(model, layer.key(p))) for layer in cross_attention_layers(model) for p, part in parts.items()}

@@ -1,0 +1,137 @@
+"""Pictures of an edited narrow U-Net, judged beside the unedited one's: shares with intervals. Knows nothing of how an edit is made."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from mini_sd import studio
+from mini_sd.world import CHARACTERS, STYLES
+
+STEPS = 6  # of the pictures; the unedited model draws everything right from 5
+Weights = dict[str, torch.Tensor]  # of the narrow U-Net, those that an edit changed
+
+
+@dataclass(frozen=True)
+class Share:
+    """hits of n, with its 95 % Wilson interval."""
+
+    hits: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        return self.hits / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        z, p = 1.959964, self.value
+        middle, half = p + z * z / (2 * self.n), z * (p * (1 - p) / self.n + z * z / (4 * self.n**2)) ** 0.5
+        return (middle - half) / (1 + z * z / self.n), (middle + half) / (1 + z * z / self.n)
+
+    def __add__(self, other: Share) -> Share:
+        return Share(self.hits + other.hits, self.n + other.n)
+
+    def __str__(self) -> str:
+        return "{:.3f} [{:.3f}, {:.3f}]".format(self.value, *self.interval)
+
+
+@cache
+def unedited() -> torch.nn.Module:
+    return studio.unet()
+
+
+_BEFORE: dict[tuple[str, int, int], tuple[torch.Tensor, dict]] = {}
+
+
+def judged(pictures: torch.Tensor) -> list[dict]:
+    """Everything that both judges see, and how far the autoencoder's redrawing of each picture is from it (root mean square)."""
+    with torch.inference_mode():
+        again = studio.vae_decoder()(studio.vae_encoder()(pictures))
+    rebuilt = (again - pictures).square().mean((1, 2, 3)).sqrt().tolist()
+    return [{**look, **parts, "rebuilt": r} for look, parts, r in zip(studio.look(pictures), studio.examine(pictures), rebuilt)]
+
+
+def before(entries: list[dict], steps: int = STEPS) -> list[tuple[torch.Tensor, dict]]:
+    """The unedited model's picture of each prompt and seed, and what is seen in it; each is drawn once."""
+    key = lambda e: (e["prompt"], e["seed"], steps)
+    missing = list({key(e): e for e in entries if key(e) not in _BEFORE}.values())
+    if missing:
+        pictures = studio.draw(unedited(), [e["prompt"] for e in missing], [e["seed"] for e in missing], steps=steps)
+        _BEFORE.update(zip(map(key, missing), zip(pictures, judged(pictures))))
+    return [_BEFORE[key(e)] for e in entries]
+
+
+def see(weights: Weights | None, entries: list[dict], negative: str = "", steps: int = STEPS) -> list[dict]:
+    """Per entry what is seen `after` and `before` the edit, and the root mean square distance of the two pictures."""
+    pictures = studio.draw(studio.unet(weights), [e["prompt"] for e in entries], [e["seed"] for e in entries], steps=steps, negative=negative)
+    return [{**entry, "after": seen, "before": was, "distance": float((picture - original).square().mean().sqrt())}
+            for entry, picture, seen, (original, was) in zip(entries, pictures, judged(pictures), before(entries, steps))]
+
+
+def character_entries(name: str, split: str, each: int, others: int, sharing: int, shapes: int) -> list[dict]:
+    """What a character's edit is judged on: prompts with their seeds, `group` and what is `wanted` of the picture."""
+    sets = studio.prompts()[split]
+    out = [{**e, "group": kind, "wanted": name} for kind in ("named", "name_free") for e in sets[kind][name][:each]]
+    out += [{**e, "group": f"others {kind}", "wanted": o} for o in CHARACTERS if o != name for kind in ("named", "name_free") for e in sets[kind][o][:others]]
+    out += [{**e, "group": f"sharing {k}"} for k in "123" for e in sets["sharing"][name][k][:sharing]]
+    out += [{**e, "group": "styles", "wanted": s} for s in STYLES if s != "none" for e in sets["style_named"][s][: shapes // 3]]
+    return out + [{**e, "group": "shapes"} for e in sets["shapes"][:shapes]]
+
+
+def style_entries(name: str, split: str, each: int, others: int, shapes: int) -> list[dict]:
+    """The same for an artist's style."""
+    sets = studio.prompts()[split]
+    out = [{**e, "group": kind, "wanted": name} for kind in ("named", "name_free") for e in sets[f"style_{kind}"][name][:each]]
+    out += [{**e, "group": f"others {kind}", "wanted": o} for o in STYLES if o not in ("none", name) for kind in ("named", "name_free") for e in sets[f"style_{kind}"][o][:others]]
+    out += [{**e, "group": "characters", "wanted": c} for c in CHARACTERS for e in sets["named"][c][: others // 4]]
+    return out + [{**e, "group": "shapes"} for e in sets["shapes"][:shapes]]
+
+
+def kept_parts(entry: dict) -> bool:
+    """Whether an unnamed creature has all the attributes that it had before."""
+    return all(entry["after"][k] == entry["before"][k] for k in studio.ATTRIBUTES)
+
+
+def right(entry: dict, when: str = "after") -> bool:
+    """Whether the picture of an entry shows what its group is about."""
+    seen, group = entry[when], entry["group"]
+    if group.startswith("sharing"):
+        return when == "before" or kept_parts(entry)
+    if group == "shapes":
+        return seen["kind"] == "shapes" and seen["shape"] == entry["shape"] and seen["color"] == entry["color"]
+    return entry["wanted"] in (seen["character"], seen["style"])
+
+
+def shares(seen: list[dict], when: str = "after") -> dict[str, Share]:
+    """Group -> share of pictures that show what the group is about; others together; background and style on the erased prompts."""
+    out: dict[str, Share] = {}
+    add = lambda key, hit: out.__setitem__(key, out.get(key, Share(0, 0)) + Share(int(hit), 1))
+    for entry in seen:
+        add(entry["group"], right(entry, when))
+        if entry["group"].startswith("others"):
+            add("others", right(entry, when))
+            add(f"other {entry['wanted']}", right(entry, when))
+        if entry["group"] in ("named", "name_free"):
+            add("background", entry[when]["background"] == entry["background"])
+            if entry["wanted"] in CHARACTERS:
+                add("style", entry[when]["style"] == entry["style"])
+    return out
+
+
+def worst_other(share: dict[str, Share]) -> Share:
+    """The lowest of the other concepts' own shares."""
+    return min((v for k, v in share.items() if k.startswith("other ")), key=lambda v: v.value)
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def harmonic(share: dict[str, Share]) -> float:
+    """Harmonic mean of what HUB and the paper ask of an eraser: concept gone from named, name-free and (where measured) attack
+    prompts, others retained, and pictures of erased prompts still as asked otherwise (background; style of a character's)."""
+    parts = [1 - share["named"].value, 1 - share["name_free"].value, share["others"].value, mean([share[k].value for k in ("background", "style") if k in share])]
+    parts += [1 - share["soup"].value] if "soup" in share else []
+    return 0.0 if min(parts) <= 0 else len(parts) / sum(1 / p for p in parts)
