@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from ..pure_core.projection import DEFAULT_ITERATIONS, MAX_ITERATIONS
 from . import sockets
-from .host import patches, reporting
+from .host import patches, precision, reporting
 
 
 class ApplyProjection(io.ComfyNode):
@@ -40,5 +40,8 @@ class ApplyProjection(io.ComfyNode):
         done = f"Projected {where} of {len(chosen)} of {len(basis.layers)} cross-attention layers, ranks {min(ranks)} to {max(ranks)}, strength {strength:g}, iterations {iterations}."
         if strength == 0:
             done = "Strength 0: the MODEL is the input MODEL."
+        else:
+            rounding, loss = precision.describe_residual(precision.residual(edited))
+            done, warnings = f"{done} {rounding}".strip(), warnings + loss
         text = "\n".join([*(f"Warning: {w}" for w in warnings), done])
         return io.NodeOutput(edited, text, ui=reporting.report(text, cls.hidden.unique_id, warnings))

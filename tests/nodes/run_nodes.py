@@ -7,7 +7,7 @@ from pure_pack.nodes.capture import CaptureActivations
 from pure_pack.nodes.host.layers import cross_attention_layers
 from pure_pack.nodes.prompts import ConceptPrompts
 
-from benchmarks.efficacy import call, run
+from benchmarks.erasers import call, run
 
 
 def prompts(concepts, role="forget", **inputs):

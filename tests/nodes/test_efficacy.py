@@ -1,7 +1,7 @@
 """With the nodes' defaults the first three characters are gone, the others are not, and pictures stay pictures."""
 import pytest
 
-from benchmarks.efficacy import Eraser, Share, describe, measure, unedited
+from benchmarks.erasers import Eraser, Share, describe, measure, unedited
 from mini_sd import studio
 from mini_sd.world import CHARACTERS
 from run_nodes import prompts

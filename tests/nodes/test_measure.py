@@ -9,7 +9,7 @@ from pure_pack.nodes.host.patches import ProjectionAdapter, edits_of, effective_
 from pure_pack.nodes.measure import MeasureLeakage
 from pure_pack.pure_core.errors import PureError
 
-from benchmarks.efficacy import run
+from benchmarks.erasers import run
 from random_models import load_random
 from run_nodes import apply, build, capture, prompts, report
 

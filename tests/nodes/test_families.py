@@ -1,0 +1,161 @@
+"""Every family of U-Net that the host detects: capture, basis, apply, sample, save, reload; and states that a MODEL comes in."""
+import comfy.model_base
+import comfy.sd
+import pytest
+import torch
+from pure_pack.nodes.host import precision, saving
+from pure_pack.nodes.host.layers import cross_attention_layers
+from pure_pack.nodes.host.patches import edits_of, effective_weight
+from pure_pack.pure_core.projection import edit_matrix
+
+from random_models import LAYOUTS, clip_of, load, random_state
+from run_nodes import SMALL, apply, build, capture, prompts, sample
+from test_recording import independent_rows
+
+FAMILIES = {  # layout: the host's class of it, prediction
+    "sd15": ("BaseModel", "EPS"), "sd1 inpainting": ("BaseModel", "EPS"), "sd1 instruct-pix2pix": ("SD15_instructpix2pix", "EPS"),
+    "sd2": ("BaseModel", "EPS"), "sd2 v-prediction": ("BaseModel", "V_PREDICTION"),
+    "sdxl": ("SDXL", "EPS"), "sdxl inpainting": ("SDXL", "EPS"), "sdxl refiner": ("SDXLRefiner", "EPS"), "ssd-1b": ("SDXL", "EPS"), "segmind vega": ("SDXL", "EPS"),
+    "koala 700m": ("SDXL", "EPS"), "koala 1b": ("SDXL", "EPS"),
+}
+ANCHORS = {"templates": "{}\na picture of {}"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_from_capture_to_reload(family, tmp_path):
+    state = random_state(family)
+    model = load(state)
+    assert (type(model.model).__name__, model.model.model_type.name) == FAMILIES[family]
+    layers, clip = cross_attention_layers(model), clip_of(model)
+    assert {f"model.{layer.key('keys')}" for layer in layers} == {k for k in state if k.endswith("attn2.to_k.weight")}
+
+    anchors = prompts("zorbo", **ANCHORS)
+    got = capture((model, clip), anchors, recorded_steps=1)
+    want, _ = independent_rows(model, clip, anchors.pairs, 1)
+    for name, moments in got.moments.items():
+        h = want[name].double()
+        assert moments.count == len(h) == 2
+        assert (moments.factor.T @ moments.factor - h.T @ h).norm() < 1e-5 * (h.T @ h).norm(), name
+        heads = h.view(len(h), got.heads[name], -1)
+        assert heads.norm(dim=(0, 2)).min() > 1e-3 * h.norm()  # every head is live
+
+    basis = build(got, capture((model, clip), prompts("miplo", role="retain", templates="{}"), recorded_steps=1), max_rank=1)
+    edited = apply(model, basis, where="keys and values")
+    assert len(edits_of(edited)) == 2 * len(layers)
+    for layer in layers[:: max(1, len(layers) // 5)]:
+        b = basis.layers[layer.name]
+        for projection in ("keys", "values"):
+            original = state[f"model.{layer.key(projection)}"].double()
+            exact = edit_matrix(b.u.double(), b.m.double()) @ original
+            assert (effective_weight(edited, layer.key(projection)).double() - exact).norm() < 1e-6 * exact.norm() < 1e-2 * (exact - original).norm()
+    latent, before = (sample(m, clip, "zorbo", steps=2) for m in (edited, model))
+    assert torch.isfinite(latent).all() and (latent - before).norm() > 1e-3 * before.norm()
+
+    comfy.sd.save_checkpoint(str(tmp_path / "model.safetensors"), edited, extra_keys=saving.sampling_marks(edited))
+    assert saving.verify_checkpoint(edited, tmp_path / "model.safetensors") < 1e-6
+    saving.save_lora(edited, tmp_path / "lora.safetensors", "fp32", False, lambda: None)
+    again = comfy.sd.load_checkpoint_guess_config(str(tmp_path / "model.safetensors"), output_vae=False, output_clip=False, model_options={"dtype": torch.float32})[0]
+    assert again.model.model_type == model.model.model_type
+    with_lora, _ = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(tmp_path / "lora.safetensors"), safe_load=True), 1.0, 0.0)
+    for other in (again, with_lora):
+        assert (sample(other, clip, "zorbo", steps=2) - latent).norm() < 0.01 * (latent - before).norm()
+
+
+def test_size_and_pooled_output_reach_sdxl_as_in_its_own_sampling():
+    """Control of the test above: with another pooled output, or another size, the rows are others."""
+    model = load(random_state("koala 700m"))
+    clip, anchors = clip_of(model), prompts("zorbo", templates="{}")
+    rows = lambda c, **k: next(iter(capture((model, c), anchors, recorded_steps=1, **k).moments.values())).sum
+    first = rows(clip)
+    assert torch.equal(first, rows(clip))
+    clip.encode_from_tokens_scheduled = lambda text, encode=clip.encode_from_tokens_scheduled: [[c, {"pooled_output": e["pooled_output"] + 1}] for c, e in encode(text)]
+    assert (rows(clip) - first).norm() > 1e-4 * first.norm()
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 2**-11), (torch.bfloat16, 2**-8), (torch.float8_e4m3fn, 2**-4), (torch.float8_e5m2, 2**-3)], ids=str)
+@pytest.mark.parametrize("rule", ["contrast", "energy"])
+def test_what_reduced_precision_leaves_is_reported_and_within_its_bound(mini, bases, dtype, bound, rule):
+    model = load({f"model.{k}": v[0][0].to(dtype) for k, v in mini[0].get_key_patches("diffusion_model.").items()}, dtype)
+    assert model.get_key_patches()[cross_attention_layers(model)[0].key("keys")][0][0].dtype == dtype
+    edited = apply(model, bases[rule], where="keys and values")
+    found = precision.residual(edited)
+    worst = 0.0
+    for layer in cross_attention_layers(model):
+        m = edited.patches[layer.key("values")][-1][1].weights[1]
+        for projection in ("keys", "values"):
+            key = layer.key(projection)
+            before, exact = effective_weight(model, key), effective_weight(edited, key)
+            rounded = precision.kept_weight(edited, key, exact)
+            tiny = torch.finfo(dtype).smallest_normal  # below it rounding is absolute
+            limit = torch.linalg.matrix_norm(m, 2) * (2 * bound * exact.norm() + tiny * 2 * bound * exact.numel() ** 0.5) / (m.T @ before).norm()
+            share = (m.T @ (rounded - exact)).norm() / (m.T @ before).norm()
+            assert 0 < share < limit
+            worst = max(worst, float(share))
+    assert found.largest == pytest.approx(worst, rel=1e-4) and found.dtype == str(dtype).removeprefix("torch.")
+    text, warnings = precision.describe_residual(found)
+    assert found.dtype in text and bool(warnings) == (found.mean > precision.MATTERS)
+    assert (dtype in (torch.float16, torch.bfloat16)) <= (not warnings)
+    comfy.model_management.load_models_gpu([edited])  # what the host really keeps is what was computed
+    key = cross_attention_layers(model)[0].key("values")
+    held = comfy.utils.get_attr(edited.model, key)
+    assert held.dtype == dtype and torch.equal(held.float(), precision.kept_weight(edited, key, effective_weight(edited, key)))
+    comfy.model_management.unload_all_models()
+    assert precision.residual(apply(mini[0], bases[rule])) is None  # control: float32 is kept as it is
+
+
+@pytest.fixture(scope="module")
+def bases(mini):
+    with torch.inference_mode():
+        forget, retain = capture(mini, prompts("miplo")), capture(mini, prompts("zorbo\npelluna", role="retain"))
+        return {"contrast": build(forget, retain), "energy": build(forget, retain, rule="energy", centering="none")}
+
+
+def test_base_weights_are_untouched_while_loaded_and_the_module_is_after_unloading(mini, bases):
+    model = mini[0]
+    keys = [layer.key(p) for layer in cross_attention_layers(model) for p in ("keys", "values")]
+    before = {k: model.get_key_patches(k)[k][0][0].clone() for k in keys}
+    edited = apply(model, bases["contrast"], where="keys and values")
+    comfy.model_management.load_models_gpu([edited])
+    assert not torch.equal(comfy.utils.get_attr(model.model, keys[0]), before[keys[0]])  # control: the edit is loaded
+    assert all(torch.equal(model.get_key_patches(k)[k][0][0], w) for k, w in before.items())
+    comfy.model_management.unload_all_models()
+    assert all(torch.equal(comfy.utils.get_attr(model.model, k), w) for k, w in before.items())
+
+
+def test_a_partially_loaded_model_samples_the_same_edit(mini, bases):
+    """lowvram: weights that stay behind are patched as they are used."""
+    edited = apply(mini[0], bases["contrast"], where="keys and values")
+    whole = sample(edited, mini[1], steps=2)
+    comfy.model_management.unload_all_models()
+    edited.load(torch.device("cpu"), lowvram_model_memory=1, force_patch_weights=False)
+    lazy = [m for m in edited.model.modules() if getattr(m, "comfy_cast_weights", False) and getattr(m, "weight_function", None)]
+    assert lazy  # control: it is really the other path
+    unet = edited.model.diffusion_model
+    x, t, context = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500.0]), mini[1].encode_from_tokens_scheduled(mini[1].tokenize("miplo"))[0][0]
+    partial = unet(x, t, context)
+    edited.unpatch_model(torch.device("cpu"))
+    comfy.model_management.load_models_gpu([edited])
+    full = unet(x, t, context)
+    comfy.model_management.unload_all_models()
+    comfy.model_management.load_models_gpu([mini[0]])
+    plain = unet(x, t, context)
+    assert (partial - full).norm() < 1e-3 * (full - plain).norm()
+    assert torch.isfinite(whole).all()
+
+
+def test_capture_of_a_deep_model_holds_the_moments_alone():
+    """What a capture keeps is bounded by the moments, (d + 1)^2 float64 a layer, whatever the number of prompts; few rows take less."""
+    model = load(random_state("koala 700m"))
+    got = capture((model, clip_of(model)), prompts("\n".join(f"thing {i}" for i in range(6))), recorded_steps=1)
+    held = sum(m.factor.nbytes + m.ones.nbytes for m in got.moments.values())
+    rows, layers = got.count, cross_attention_layers(model)
+    assert held <= sum(min(rows, layer.width + 1) * (layer.width + 1) * 8 for layer in layers)
+
+
+def test_image_conditioned_and_other_models_are_refused_by_name():
+    class Video:
+        diffusion_model = torch.nn.Module()
+
+    with pytest.raises(Exception, match="Video"):
+        cross_attention_layers(type("Patcher", (), {"model": Video()})())
+    assert set(FAMILIES) <= set(LAYOUTS) and SMALL
