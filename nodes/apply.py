@@ -20,10 +20,10 @@ class ApplyProjection(io.ComfyNode):
                 io.Model.Input("model", tooltip="The MODEL to edit. LoRAs already on it are projected too; LoRAs loaded after this node are not."),
                 sockets.Basis.Input("basis", tooltip="From PURE Build Basis."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.05, tooltip="Share of the edit; 0 returns the input MODEL."),
-                io.Combo.Input("where", options=list(patches.WHERE), default="keys and values",
-                               tooltip="Which weights are projected. keys and values: the paper. values: the rendered content alone. output: the projection of the activation itself, before the output layer."),
+                io.Combo.Input("where", options=list(patches.WHERE), default="values",
+                               tooltip="Which weights are projected. values: what is rendered alone. keys and values: the paper; hardly different on our toy model. output: the projection of the activation itself, before the output layer."),
                 sockets.advanced(io.Int.Input("iterations", default=DEFAULT_ITERATIONS, min=1, max=MAX_ITERATIONS,
-                                              tooltip="Applies the projection this many times: erases more of what overlaps the retain set, which stays exactly as it was. The paper applies it once; on our toy model 4 with a high retain_energy works best. Without effect on contrast bases, which are complete after one.")),
+                                              tooltip="Applies the projection this many times: erases more of what overlaps the retain set, which stays exactly as it was. The paper applies it once; with the energy rule and a high retain_energy more is better on our toy model.")),
                 sockets.advanced(io.Combo.Input("layers", options=list(patches.PLACES), default="all", tooltip="Which part of the U-Net is edited.")),
             ],
             outputs=[

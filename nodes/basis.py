@@ -24,12 +24,13 @@ class BuildBasis(io.ComfyNode):
                 sockets.Activations.Input("forget", tooltip="Capture of what to erase; all its concepts form one joint basis."),
                 sockets.Activations.Input("retain", optional=True, tooltip="Capture of what to keep. Without one, everything that the forget prompts share with the rest goes too."),
                 io.Combo.Input("rule", options=list(RULES), default=DEFAULTS.rule,
-                               tooltip="contrast: ours, the directions that are strongest in forget against retain. energy: the paper's rule, bases by cumulative energy; try it with centering none. On our toy model contrast erases more and changes less of the rest."),
+                               tooltip="contrast: ours, least squares between erasing the forget rows and keeping the retain rows. energy: the paper's rule, bases by cumulative energy; try it with centering none. On our toy model contrast erases more and changes less of the rest."),
                 io.Float.Input("forget_energy", default=DEFAULTS.forget_energy, min=0.0, max=1.0, step=0.0001,
                                tooltip="Energy rule: share of the forget rows' energy that is kept in V_F. Very near 1: a concept sits in directions of low energy. Higher erases more."),
                 io.Float.Input("retain_energy", default=DEFAULTS.retain_energy, min=0.0, max=1.0, step=0.0001,
                                tooltip="Energy rule: share of the retain rows' energy that is protected. Lower erases more; near 1 nothing is erased."),
-                io.Int.Input("directions", default=DEFAULTS.directions, min=1, max=256, tooltip="Contrast rule: how many directions go, per layer (or per head). More erases more and changes more of the rest."),
+                io.Float.Input("retain_weight", default=DEFAULTS.retain_weight, min=0.0, max=1000000.0, step=0.1,
+                               tooltip="Contrast rule: how much keeping the retain rows counts against erasing the forget rows. A direction that is this many times stronger in forget goes by half, a stronger one by more. Lower erases more, higher spares more."),
                 io.Combo.Input("centering", options=list(CENTERINGS), default=DEFAULTS.centering,
                                tooltip="retain mean: what the concept adds to the mean of the retain rows is erased, and not what all pictures share. none: the rows as they are. The paper does not say; on our toy model the energy rule wants none."),
                 io.Combo.Input("structure", options=list(STRUCTURES), default=DEFAULTS.structure, tooltip="One basis per layer (the paper), or one per attention head."),
@@ -44,8 +45,8 @@ class BuildBasis(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, forget, rule, forget_energy, retain_energy, directions, centering, structure, max_rank, retain=None) -> io.NodeOutput:
-        basis, warnings = build_basis(forget, retain, Settings(rule, forget_energy, retain_energy, directions, centering, structure, max_rank))
+    def execute(cls, forget, rule, forget_energy, retain_energy, retain_weight, centering, structure, max_rank, retain=None) -> io.NodeOutput:
+        basis, warnings = build_basis(forget, retain, Settings(rule, forget_energy, retain_energy, retain_weight, centering, structure, max_rank))
         chart, text = basis_chart(basis), describe_basis(basis, warnings)
         return io.NodeOutput(basis, chart, text, ui=reporting.report(text, cls.hidden.unique_id, warnings, chart, cls))
 

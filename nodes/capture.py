@@ -24,7 +24,7 @@ class CaptureActivations(io.ComfyNode):
                              tooltip="Length of the denoising schedule. The paper says only 'a short denoising trajectory'; this default is ours."),
                 io.Int.Input("recorded_steps", default=10, min=1, max=1000,
                              tooltip="How many of its first steps are run and recorded; the rest is not run. Fewer is faster and sees coarse shapes only."),
-                io.Int.Input("latents", default=2, min=1, max=64,
+                io.Int.Input("latents", default=1, min=1, max=64,
                              tooltip="Different noises per prompt, the same ones for every prompt. More is steadier and slower."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, tooltip="Of the noises. The same seed gives the same basis."),
                 io.Float.Input("cfg", default=1.0, min=0.0, max=30.0, step=0.5,

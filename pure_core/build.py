@@ -25,7 +25,7 @@ class Settings:
     rule: str = "contrast"
     forget_energy: float = 0.9999
     retain_energy: float = 0.9
-    directions: int = 4
+    retain_weight: float = 3.0
     centering: str = "retain mean"
     structure: str = "whole layer"
     max_rank: int = 0
@@ -37,8 +37,10 @@ class Settings:
         for name in ("forget_energy", "retain_energy"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise PureError(f"{name} is {getattr(self, name)}, and it goes from 0 to 1.")
-        if self.directions < 1 or self.max_rank < 0:
-            raise PureError(f"directions is {self.directions} and max_rank {self.max_rank}: at least 1, and at least 0 (no cap).")
+        if not 0.0 <= self.retain_weight < float("inf"):
+            raise PureError(f"retain_weight is {self.retain_weight}, and it goes from 0 (nothing is spared) up.")
+        if self.max_rank < 0:
+            raise PureError(f"max_rank is {self.max_rank}: at least 0 (no cap).")
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,8 @@ def build_block(forget: Moments, retain: Moments | None, settings: Settings) -> 
     s_f, directions_f = subspace.spectrum(f)
     s_r, directions_r = subspace.spectrum(r) if r else (empty[0], empty)
     if settings.rule == "contrast":
-        k = min(settings.directions, settings.max_rank or settings.directions)
-        values, m, u = subspace.contrast_directions(f, retain, k)  # B keeps the mean: touching it must cost
-        return Block(u, m, empty, empty, s_f, s_r, values)
+        values, m, u = subspace.contrast_directions(f, retain, settings.retain_weight, settings.max_rank)  # B keeps the mean: touching it must cost
+        return Block(u * subspace.removed_share(values, settings.retain_weight), m, empty, empty, s_f, s_r, values)
     v_f = directions_f[:, : subspace.energy_rank(s_f, settings.forget_energy, settings.max_rank)]
     v_r = directions_r[:, : subspace.energy_rank(s_r, settings.retain_energy)]
     if mean is not None:
@@ -134,8 +135,8 @@ def find_faults(basis: ConceptBasis) -> list[str]:
             warnings.append("In at least half of the layers less than a tenth of the forget directions is removed: lower retain_energy or raise forget_energy.")
         if all(b.rank == 1 for b in live.values()):
             warnings.append("Rank 1 in every layer: only the common mean may have been found; raise forget_energy or centre by the retain mean.")
-    elif sum(float(b.values.max()) < LOW_RATIO for b in live.values()) * 2 >= len(live):
-        warnings.append("In at least half of the layers the concept's best direction is hardly stronger in the forget rows than in the retain rows: take near twins out of the retain list.")
+    elif sum(float(b.values.max()) < max(LOW_RATIO, basis.settings["retain_weight"]) for b in live.values()) * 2 >= len(live):
+        warnings.append("In at least half of the layers the concept's best direction is hardly stronger in the forget rows than in the retain rows, so less than half of it goes: take near twins out of the retain list, or lower retain_weight.")
     return warnings
 
 

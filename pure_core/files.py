@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from .errors import PureError
 from .projection import RULES, ConceptBasis, LayerBasis, paper_factors
+from .subspace import removed_share
 
 FORMAT, VERSION = "pure-basis", 1
 TENSORS = ("u", "m", "v_f", "v_r", "spectrum_forget", "spectrum_retain", "values")
@@ -104,12 +105,19 @@ def layer_fault(b: LayerBasis) -> str | None:
 
 
 def factor_fault(b: LayerBasis, rule: str) -> str | None:
-    """What is wrong with the edit itself: by the energy rule U, M follow from V_F, V_R; by the contrast rule M^T U = I."""
-    u, m = b.u.double(), b.m.double()
+    """What is wrong with the edit itself: by the energy rule U, M follow from V_F, V_R; by the contrast rule M^T U = diag(f).
+
+    There f = ratio / (ratio + weight) with one weight, which the direction of the lowest ratio tells (a file need not say it).
+    """
+    u, m, values = b.u.double(), b.m.double(), b.values.double()
     if rule == "energy":
         wanted = paper_factors(b.v_f.double(), b.v_r.double())
         wrong = u.shape != wanted[0].shape or (u.numel() and max((u - wanted[0]).abs().max(), (m - wanted[1]).abs().max()) > ORTHONORMAL)
+    elif not b.rank:
+        wrong = False
     else:
-        scale = torch.outer(m.norm(dim=0), u.norm(dim=0))
-        wrong = u.numel() and ((m.T @ u - torch.eye(b.rank, dtype=u.dtype)).abs() > ORTHONORMAL * scale.clamp(min=1)).any()
+        product, i = m.T @ u, int(values.argmin())
+        weight = values[i] * (1 / product[i, i] - 1)
+        scale = torch.outer(m.norm(dim=0), u.norm(dim=0)).clamp(min=1)
+        wrong = not (0 < product[i, i] < 1 + ORTHONORMAL) or ((product - torch.diag(removed_share(values, weight))).abs() > ORTHONORMAL * scale).any()
     return "the edit does not follow from its bases" if wrong else None

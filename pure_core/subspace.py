@@ -11,6 +11,7 @@ from .moments import Moments
 
 Tensor = torch.Tensor
 RIDGE = 0.05  # eps of the contrast rule; of the retain rows' mean variance per channel. Not in the paper: ours.
+LITTLE = 0.05  # a contrast direction along which less than this goes is left alone: it would add rank and no erasure
 ZERO = 1e-12  # singular values below this share of the largest are rounding
 
 
@@ -57,12 +58,19 @@ def add_direction(v: Tensor, direction: Tensor) -> Tensor:
     return torch.cat([v, (rest / rest.norm())[:, None]], 1) if rest.norm() > 1e-8 else v
 
 
-def contrast_directions(forget: Moments, retain: Moments | None, k: int, ridge: float = RIDGE) -> tuple[Tensor, Tensor, Tensor]:
-    """The k generalised eigenvectors of (A, B) with the largest ratio: ratios (k,), X (d, k) and B X, with X^T B X = I.
+def removed_share(ratios: Tensor, weight: float) -> Tensor:
+    """f = ratio / (ratio + weight): what the contrast rule takes out along each direction, half of it where the ratio is the weight."""
+    return ratios / (ratios + weight)
+
+
+def contrast_directions(forget: Moments, retain: Moments | None, weight: float, max_rank: int = 0, ridge: float = RIDGE) -> tuple[Tensor, Tensor, Tensor]:
+    """Generalised eigenvectors of (A, B) by falling ratio: ratios (k,), X (d, k) and B X, with X^T B X = I.
 
     A = second moment of the forget rows, B = second moment of the retain rows + ridge tr(B)/d I. Not in the paper
-    (ours): the concept sits in directions of low energy and high contrast. With B = L L^T they are X = L^-T Z, for Z the
-    left-singular vectors of L^-1 F^T, where F^T F = A; without a retain set B is the identity.
+    (ours): the concept sits in directions of low energy and high contrast. The E that minimises mean |E h_F|^2 +
+    weight mean |E h_R - h_R|^2 (+ ridge) is weight B (A + weight B)^-1 = I - B X diag(removed_share) X^T, exactly with all
+    directions; kept are those along which at least LITTLE goes, and at most max_rank (0: no cap). With B = L L^T they are
+    X = L^-T Z, for Z the left-singular vectors of L^-1 F^T, where F^T F = A; without a retain set B is the identity.
     """
     root = forget.factor / max(forget.count, 1) ** 0.5
     if retain is None or retain.energy == 0:
@@ -72,6 +80,8 @@ def contrast_directions(forget: Moments, retain: Moments | None, k: int, ridge: 
         b.diagonal().add_(ridge * b.trace() / len(b))
         lower = torch.linalg.cholesky(b)
     z, s, _ = torch.linalg.svd(torch.linalg.solve_triangular(lower, root.T, upper=False), full_matrices=False)
-    k = min(k, int((s > ZERO * s[:1]).sum())) if s.numel() and s[0] > 0 else 0
+    live = s[: int((s > ZERO * s[:1]).sum())] if s.numel() and s[0] > 0 else s[:0]
+    k = max(int((removed_share(live.square(), weight) >= LITTLE).sum()), min(len(live), 1))
+    k = min(k, max_rank) if max_rank else k
     x = torch.linalg.solve_triangular(lower.T, z[:, :k], upper=True)
     return s[:k].square(), x, lower @ z[:, :k]

@@ -40,9 +40,12 @@ def unet_of(model) -> torch.nn.Module:
 
 def cross_attention_layers(model) -> list[Layer]:
     """Every `attn2` of a MODEL in order; raises PureError, naming the family, where there is none or it cannot be edited."""
-    family = type(model.model).__name__
-    layers = []
-    for name, module in unet_of(model).named_modules():
+    family, unet, layers = type(model.model).__name__, unet_of(model), []
+    if not all(hasattr(unet, block) for block in BLOCKS):
+        raise PureError(f"This MODEL ({family}) is no U-Net: its text goes other ways than cross-attention keys and values of its own. {SUPPORTED}.")
+    for name, module in unet.named_modules():
+        if name.split(".")[-1] == "time_stack":
+            raise PureError(f"This MODEL ({family}) makes videos from pictures and is not asked in text. {SUPPORTED}.")
         if name.split(".")[-1] != "attn2" or not all(hasattr(module, part) for part in ("to_q", "to_k", "to_v", "to_out", "heads")):
             continue
         weights = {projection: module.get_submodule(path).weight for projection, path in PROJECTIONS.items()}

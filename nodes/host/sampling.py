@@ -63,8 +63,8 @@ def encode_all(clip, *probes: Prompts) -> dict[str, tuple[torch.Tensor, dict]]:
 def encode(clip, text: str) -> tuple[torch.Tensor, dict]:
     """The host's conditioning of one prompt: embedding (1, tokens, width) and the rest of its entry (pooled output, ...)."""
     entries = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    if len(entries) != 1:
-        raise PureError("This CLIP is scheduled over time (a hook LoRA with keyframes): connect it from before the hooks.")
+    if len(entries) != 1 or entries[0][1].get("hooks") is not None:
+        raise PureError("This CLIP carries hooks (a hook LoRA, scheduled or not), which patch the MODEL while it samples: connect the CLIP from before the hooks.")
     return entries[0][0], entries[0][1]
 
 

@@ -33,8 +33,8 @@ def captured(role, concepts, blocks, heads=HEADS, **provenance):
 
 FORGET = captured("forget", ["zorbo"], [rows(True, 1), rows(True, 2)])
 RETAIN = captured("retain", ["miplo"], [rows(False, 3, 200), rows(False, 4, 200)])
-WORKING = [Settings("contrast", directions=2, centering="none"), Settings("energy", 0.9999, 0.999, centering="none"),
-           Settings("energy", 0.9999, 0.99, centering="retain mean"), Settings("contrast", directions=2, centering="retain mean")]
+WORKING = [Settings("contrast", retain_weight=20.0, centering="none"), Settings("energy", 0.9999, 0.999, centering="none"),
+           Settings("energy", 0.9999, 0.99, centering="retain mean"), Settings("contrast", retain_weight=20.0, centering="retain mean")]
 
 
 @pytest.mark.parametrize("settings", WORKING, ids=str)
@@ -64,7 +64,7 @@ def test_a_usual_energy_pair_erases_less_than_a_high_and_a_low_one():
 
 @pytest.mark.parametrize("rule", ["energy", "contrast"])
 def test_per_head_edits_are_block_diagonal(rule):
-    basis, _ = build_basis(FORGET, RETAIN, Settings(rule, retain_energy=0.9, structure="per head", directions=1))
+    basis, _ = build_basis(FORGET, RETAIN, Settings(rule, retain_energy=0.9, structure="per head", max_rank=1))
     for b in basis.layers.values():
         e = edit_matrix(b.u, b.m)
         mask = torch.block_diag(*[torch.ones(D // HEADS, D // HEADS)] * HEADS).bool()
@@ -103,7 +103,7 @@ def test_without_retain_the_mean_cannot_be_taken_off_and_the_report_says_so():
 
 def test_max_rank_caps():
     for rule in ("energy", "contrast"):
-        basis, _ = build_basis(FORGET, RETAIN, Settings(rule, directions=5, max_rank=1))
+        basis, _ = build_basis(FORGET, RETAIN, Settings(rule, max_rank=1))
         assert {b.rank for b in basis.layers.values()} == {1}
 
 
@@ -128,7 +128,7 @@ def test_what_would_not_work_is_refused(forget, retain, settings, words):
 
 @pytest.mark.parametrize(("values", "words"), [
     ({"rule": "x"}, "rule is 'x'"), ({"centering": "x"}, "centering is 'x'"), ({"structure": "x"}, "structure is 'x'"),
-    ({"forget_energy": float("nan")}, "forget_energy is nan"), ({"retain_energy": 1.5}, "retain_energy is 1.5"), ({"directions": 0}, "directions is 0"),
+    ({"forget_energy": float("nan")}, "forget_energy is nan"), ({"retain_energy": 1.5}, "retain_energy is 1.5"), ({"retain_weight": -1.0}, "retain_weight is -1"), ({"retain_weight": float("nan")}, "retain_weight is nan"),
 ])
 def test_settings_that_are_not_offered_are_refused(values, words):
     with pytest.raises(PureError, match=words):

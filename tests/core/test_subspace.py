@@ -1,7 +1,7 @@
 import pytest
 import torch
 from pure_pack.pure_core.moments import MomentsFitter
-from pure_pack.pure_core.subspace import RIDGE, add_direction, contrast_directions, energy_rank, mean_squared_sine, principal_cosines, spectrum
+from pure_pack.pure_core.subspace import LITTLE, RIDGE, add_direction, contrast_directions, energy_rank, mean_squared_sine, principal_cosines, removed_share, spectrum
 
 from spaces import orthonormal
 
@@ -78,7 +78,7 @@ def test_a_direction_is_added_once():
 @pytest.mark.parametrize(("n_f", "n_r", "d"), [(12, 20, 60), (400, 900, 30)])
 def test_contrast_directions_are_generalised_eigenvectors(n_f, n_r, d):
     f, r = random_rows(n_f, d), random_rows(n_r, d, 1)
-    ratios, x, bx = contrast_directions(moments(f), moments(r), 5)
+    ratios, x, bx = contrast_directions(moments(f), moments(r), 1.0, 5)
     a = f.T @ f / n_f
     b = r.T @ r / n_r
     b = b + RIDGE * b.trace() / d * torch.eye(d, dtype=torch.float64)
@@ -88,28 +88,33 @@ def test_contrast_directions_are_generalised_eigenvectors(n_f, n_r, d):
     assert (ratios - largest).abs().max() < 1e-8 * largest[0]
 
 
-def test_contrast_edit_nulls_its_directions_and_moves_retain_rows_least_in_their_metric():
-    """Among all maps that null X^T h, I - B X X^T changes the retain rows least in B's own metric (the mean of |dh|^2 under B^-1)."""
-    d = 24
-    f, r = random_rows(50, d) + 2 * orthonormal(d, 1)[:, 0], random_rows(500, d, 1)
-    _, x, bx = contrast_directions(moments(f), moments(r), 3)
+@pytest.mark.parametrize("weight", [0.5, 3.0])
+def test_the_contrast_edit_is_the_least_squares_balance_of_erasing_and_keeping(weight):
+    """E = weight B (A + weight B)^-1 minimises mean |E h_F|^2 + weight mean |E h_R - h_R|^2 with the ridge; any step from it costs."""
+    d = 20
+    f, r = 3 * random_rows(50, d) + 2 * orthonormal(d, 1)[:, 0], random_rows(500, d, 1)
+    ratios, x, bx = contrast_directions(moments(f), moments(r), weight)
+    e = torch.eye(d, dtype=torch.float64) - (bx * removed_share(ratios, weight)) @ x.T
+    a, b = f.T @ f / len(f), r.T @ r / len(r)
+    b = b + RIDGE * b.trace() / d * torch.eye(d, dtype=torch.float64)
+    assert len(ratios) == d and (e - weight * b @ torch.linalg.inv(a + weight * b)).abs().max() < 1e-9
     eye = torch.eye(d, dtype=torch.float64)
-    e = eye - bx @ x.T
-    assert (x.T @ e).abs().max() < 1e-10 and (e @ e - e).abs().max() < 1e-10
-    b = r.T @ r / len(r)
-    b = b + RIDGE * b.trace() / d * eye
+    cost = lambda m: float(torch.trace(m @ a @ m.T) + weight * torch.trace((m - eye) @ b @ (m - eye).T))
+    assert all(cost(e) < cost(e + 0.01 * random_rows(d, d, s)) for s in range(5))
+    assert cost(e) < min(cost(eye), cost(0 * eye))  # control: neither nothing nor everything is it
 
-    def cost(map_):
-        return float(torch.trace((map_ - eye).T @ torch.linalg.inv(b) @ (map_ - eye) @ b))
 
-    others = [e + random_nulled for random_nulled in (e @ (0.1 * random_rows(d, d, s)) for s in range(5))]  # X^T still nulled
-    orthogonal = eye - x @ torch.linalg.pinv(x)
-    assert all(cost(e) < cost(o) for o in [*others, orthogonal])
+def test_directions_along_which_little_goes_are_left_alone_but_one_stays():
+    f, r = random_rows(50, 20), random_rows(500, 20, 1)
+    counts = [len(contrast_directions(moments(f), moments(r), w)[0]) for w in (0.0, 1.0, 10.0, 1e6)]
+    assert counts == sorted(counts, reverse=True) and counts[0] == 20 and counts[-1] == 1
+    ratios = contrast_directions(moments(f), moments(r), 10.0)[0]
+    assert (removed_share(ratios, 10.0) >= LITTLE).all()
 
 
 def test_without_retain_rows_contrast_is_plain_principal_directions():
     h = random_rows(30, 12)
-    _, x, bx = contrast_directions(moments(h), None, 3)
+    _, x, bx = contrast_directions(moments(h), None, 0.0, 3)
     _, v = spectrum(moments(h))
     assert (x @ x.T - v[:, :3] @ v[:, :3].T).abs().max() < 1e-9 and torch.equal(x, bx)
 
@@ -117,4 +122,4 @@ def test_without_retain_rows_contrast_is_plain_principal_directions():
 def test_no_energy_gives_no_directions():
     zero = moments(torch.zeros(5, 8, dtype=torch.float64))
     assert spectrum(zero)[0].numel() == 0
-    assert contrast_directions(zero, moments(random_rows(9, 8)), 2)[1].shape == (8, 0)
+    assert contrast_directions(zero, moments(random_rows(9, 8)), 2.0)[1].shape == (8, 0)

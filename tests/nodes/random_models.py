@@ -38,10 +38,8 @@ def random_state(layout, full=False, dtype=torch.float32):
         settings["channel_mult"] = FULL_WIDTH.get(settings["channel_mult"], settings["channel_mult"])
     unet, state = UNetModel(**settings, operations=comfy.ops.disable_weight_init, dtype=dtype, device="meta"), {}
     for key, tensor in unet.state_dict().items():
-        if tensor.dim() == 1:
-            value = torch.ones(tensor.shape) if key.endswith("weight") else torch.zeros(tensor.shape)
-        else:
-            value = torch.randn(tensor.shape, generator=generator) / tensor[0].numel() ** 0.5
+        flat = torch.ones if key.endswith("weight") else torch.zeros
+        value = flat(tensor.shape) if tensor.dim() == 1 else torch.randn(tensor.shape, generator=generator) / tensor[0].numel() ** 0.5
         state[f"model.diffusion_model.{key}"] = value.to(dtype)
     bias = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
     if layout == "sd2 v-prediction":  # by the spread of this bias the host tells them apart

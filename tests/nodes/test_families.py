@@ -1,16 +1,19 @@
 """Every family of U-Net that the host detects: capture, basis, apply, sample, save, reload; and states that a MODEL comes in."""
-import comfy.model_base
+import comfy.model_management
+import comfy.ops
 import comfy.sd
+import comfy.utils
 import pytest
 import torch
 from pure_pack.nodes.host import precision, saving
 from pure_pack.nodes.host.layers import cross_attention_layers
 from pure_pack.nodes.host.patches import edits_of, effective_weight
+from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.projection import edit_matrix
-
-from random_models import LAYOUTS, clip_of, load, random_state
-from run_nodes import SMALL, apply, build, capture, prompts, sample
 from test_recording import independent_rows
+
+from random_models import COMMON, LAYOUTS, clip_of, load, random_state
+from run_nodes import apply, build, capture, prompts, sample
 
 FAMILIES = {  # layout: the host's class of it, prediction
     "sd15": ("BaseModel", "EPS"), "sd1 inpainting": ("BaseModel", "EPS"), "sd1 instruct-pix2pix": ("SD15_instructpix2pix", "EPS"),
@@ -152,10 +155,43 @@ def test_capture_of_a_deep_model_holds_the_moments_alone():
     assert held <= sum(min(rows, layer.width + 1) * (layer.width + 1) * 8 for layer in layers)
 
 
-def test_image_conditioned_and_other_models_are_refused_by_name():
-    class Video:
-        diffusion_model = torch.nn.Module()
+def transformer():
+    from comfy.ldm.lightricks.model import LTXVModel
+    return LTXVModel(num_layers=1, device="meta", operations=comfy.ops.disable_weight_init)
 
-    with pytest.raises(Exception, match="Video"):
-        cross_attention_layers(type("Patcher", (), {"model": Video()})())
-    assert set(FAMILIES) <= set(LAYOUTS) and SMALL
+
+def flux():
+    from comfy.ldm.flux.model import Flux
+    return Flux(image_model="flux", in_channels=16, out_channels=16, vec_in_dim=8, context_in_dim=8, hidden_size=128, mlp_ratio=2.0, num_heads=2, depth=1, depth_single_blocks=1,
+                axes_dim=[16, 24, 24], theta=1, patch_size=2, qkv_bias=True, guidance_embed=False, device="meta", operations=comfy.ops.disable_weight_init, dtype=torch.float32)
+
+
+def wan():
+    from comfy.ldm.wan.model import WanModel
+    return WanModel(dim=128, ffn_dim=128, num_heads=2, num_layers=1, device="meta", operations=comfy.ops.disable_weight_init, dtype=torch.float32)
+
+
+def video():
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+    return UNetModel(**{**COMMON, **LAYOUTS["sd2"], "in_channels": 8}, use_temporal_attention=True, use_temporal_resblock=True, extra_ff_mix_layer=True, operations=comfy.ops.disable_weight_init, device="meta", dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("family", "make", "words"), [("LTXV", transformer, "no U-Net"), ("Flux", flux, "no U-Net"), ("WAN21", wan, "no U-Net"), ("SVD_img2vid", video, "makes videos")])
+def test_other_models_of_the_host_are_refused_by_family(family, make, words):
+    """Of the host's own classes; LTXV even has layers called attn2."""
+    base = type(family, (), {"diffusion_model": make()})()
+    with pytest.raises(PureError, match=rf"\({family}\).*{words}.*SD 1.x, SD 2.x, SDXL"):
+        cross_attention_layers(type("Patcher", (), {"model": base})())
+
+
+def test_hooked_conditioning_is_refused(mini):
+    """Its LoRA comes and goes while sampling, after every patch."""
+    class Hooked:
+        tokenize = staticmethod(mini[1].tokenize)
+
+        @staticmethod
+        def encode_from_tokens_scheduled(tokens):
+            return [[c, {**extra, "hooks": object()}] for c, extra in mini[1].encode_from_tokens_scheduled(tokens)]
+
+    with pytest.raises(PureError, match="hook LoRA"):
+        capture((mini[0], Hooked), prompts("zorbo"))

@@ -91,7 +91,7 @@ def difference(a, b):
 def test_batch_size_changes_nothing_beyond_rounding(mini):
     def basis(size, seed=0):
         forget, retain = (capture(mini, p, batch_size=size, latents=2, seed=seed) for p in (prompts("miplo"), prompts("zorbo\nbramby", "retain")))
-        return build(forget, retain, directions=1)
+        return build(forget, retain, max_rank=1)
 
     one, four, sixteen = (basis(n) for n in (1, 4, 16))
     assert difference(one, four) < 1e-3 and difference(one, sixteen) < 1e-3
@@ -188,10 +188,12 @@ def test_replaced_attention_is_refused(mini):
 def test_models_that_cannot_be_edited_are_refused_by_family(mini):
     class Flux:
         diffusion_model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+        diffusion_model.input_blocks = diffusion_model.middle_block = diffusion_model.output_blocks = torch.nn.ModuleList()
 
     with pytest.raises(PureError, match=r"\(Flux\) has no text cross-attention"):
         cross_attention_layers(type("Patcher", (), {"model": Flux()})())
     packed = torch.nn.Module()
+    packed.input_blocks = packed.middle_block = packed.output_blocks = torch.nn.ModuleList()
     packed.attn2 = torch.nn.Module()
     packed.attn2.heads = 2
     for part in ("to_q", "to_k", "to_v"):

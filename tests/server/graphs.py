@@ -9,7 +9,7 @@ SMALL = {
         "model": ["loader", 0], "clip": ["loader", 1], "prompts": ["forget", 0], "steps": 4, "recorded_steps": 2, "latents": 1, "seed": 0, "cfg": 1.0, "width": 64, "height": 64,
         "sampler_name": "euler", "scheduler": "normal", "batch_size": 4}},
     "build": {"class_type": "PURE_BuildBasis", "inputs": {
-        "forget": ["capture_forget", 0], "retain": ["capture_retain", 0], "rule": "contrast", "forget_energy": 0.9999, "retain_energy": 0.6, "directions": 1, "centering": "none",
+        "forget": ["capture_forget", 0], "retain": ["capture_retain", 0], "rule": "contrast", "forget_energy": 0.9999, "retain_energy": 0.6, "retain_weight": 3.0, "centering": "none",
         "structure": "whole layer", "max_rank": 0}},
     "apply": {"class_type": "PURE_ApplyProjection", "inputs": {"model": ["loader", 0], "basis": ["build", 0], "strength": 1.0, "where": "keys and values", "iterations": 1, "layers": "all"}},
     "empty": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["loader", 1], "text": ""}},

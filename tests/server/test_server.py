@@ -37,7 +37,7 @@ def test_the_tabled_inputs_are_there_in_order(server):
     assert order["PURE_ConceptPrompts"] == ["concepts", "preset", "role", "include_empty_prompt", "templates"]
     assert order["PURE_CaptureActivations"] == ["model", "clip", "prompts", "steps", "recorded_steps", "latents", "seed", "cfg", "width", "height", "sampler_name", "scheduler", "batch_size"]
     assert order["PURE_MergeActivations"] == ["activations_a", "activations_b"]
-    assert order["PURE_BuildBasis"] == ["forget", "rule", "forget_energy", "retain_energy", "directions", "centering", "structure", "max_rank", "retain"]
+    assert order["PURE_BuildBasis"] == ["forget", "rule", "forget_energy", "retain_energy", "retain_weight", "centering", "structure", "max_rank", "retain"]
     assert order["PURE_ApplyProjection"] == ["model", "basis", "strength", "where", "iterations", "layers"]
     assert order["PURE_SaveBasis"] == ["basis", "filename_prefix", "embed_recipe"] and order["PURE_LoadBasis"] == ["name"]
     assert order["PURE_SaveLoRA"] == ["model", "filename_prefix", "dtype", "embed_recipe"]

@@ -33,11 +33,11 @@ SOUP = 80
 PURE_TRIED = {  # label: (plan, build, apply)
     "defaults": ({}, {}, {}),
     "keys and values": ({}, {}, {"where": "keys and values"}),
-    "3 directions": ({}, {"directions": 3}, {}),
-    "6 directions": ({}, {"directions": 6}, {}),
+    "retain weight 1": ({}, {"retain_weight": 1.0}, {}),
+    "retain weight 8": ({}, {"retain_weight": 8.0}, {}),
     "one description": ({"descriptions": 1}, {}, {}),
     "name alone": ({"descriptions": 0}, {}, {}),
-    "per head, 2 directions": ({}, {"structure": "per head", "directions": 2}, {}),
+    "per head": ({}, {"structure": "per head"}, {}),
     "paper's rule, .95/.95, once": ({"descriptions": 0}, {"rule": "energy", "centering": "none", "forget_energy": 0.95, "retain_energy": 0.95}, {"where": "keys and values", "iterations": 1}),
     "paper's rule, .9999/.5, once": ({"descriptions": 0}, {"rule": "energy", "centering": "none", "forget_energy": 0.9999, "retain_energy": 0.5}, {"where": "keys and values", "iterations": 1}),
     "paper's rule, .9999/.9, four times, one description": ({"descriptions": 1}, {"rule": "energy", "centering": "none", "forget_energy": 0.9999, "retain_energy": 0.9}, {"where": "keys and values", "iterations": 4}),
@@ -216,11 +216,13 @@ def ablations(pool: Pool, pure: Pure) -> str:
     contrast, energy = ({}, {}), PURE_TRIED[PAPER]
     paper = lambda plan=None, build=None, apply=None: ({**energy[0], **(plan or {})}, {**energy[1], **(build or {})}, {**energy[2], **(apply or {})})
     rows: dict[str, tuple] = {"the nodes' defaults": (({}, {}, {}), {})}
-    rows |= {f"directions {k}": (({}, {"directions": k}, {}), {}) for k in (1, 2, 3, 6, 8)}
+    rows |= {f"retain weight {w:g}": (({}, {"retain_weight": w}, {}), {}) for w in (0.3, 1.0, 2.0, 5.0, 10.0, 100.0)}
+    rows |= {f"at most {k} directions": (({}, {"max_rank": k}, {}), {}) for k in (1, 2, 4, 8)}
     rows |= {f"where: {w}": (({}, {}, {"where": w}), {}) for w in ("keys and values", "values", "output")}
     rows |= {f"layers: {p}": (({}, {}, {"layers": p}), {}) for p in ("down", "middle", "up")}
     rows |= {f"strength {s}": (({}, {}, {"strength": s}), {}) for s in (0.5, 0.75)}
-    rows |= {f"per head, {k} directions each": (({}, {"structure": "per head", "directions": k}, {}), {}) for k in (1, 2)}
+    rows["per head"] = (({}, {"structure": "per head"}, {}), {})
+    rows |= {f"{n} iterations": (({}, {}, {"iterations": n}), {}) for n in (2, 4)}
     rows["no centring"] = (({}, {"centering": "none"}, {}), {})
     rows |= {f"{n} descriptions beside the name": (({"descriptions": n}, {}, {}), {}) for n in (0, 1, 2)}
     rows |= {f"{n} retained neighbours": (({"neighbours": n}, {}, {}), {}) for n in (0, 2, 4)}
@@ -263,7 +265,7 @@ def joint(pool: Pool, pure: Pure) -> str:
             step = eraser.erase(last)
             if count < 2:
                 continue
-            for label, model in (("joint", pure.eraser().erase(plan)), ("joint, directions x count", pure.eraser().erase(plan, directions=4 * count)), ("sequential", step)):
+            for label, model in (("joint", pure.eraser().erase(plan)), ("sequential", step)):
                 sets = studio.prompts()["choose"]
                 entries = [{**e, "group": kind, "wanted": n} for n in names for kind in ("named", "name_free") for e in sets[kind][n][:12]]
                 entries += [{**e, "group": f"others {kind}", "wanted": n} for n in rest for kind in ("named", "name_free") for e in sets[kind][n][:12]]
@@ -281,7 +283,7 @@ def leakage(pool: Pool, pure: Pure) -> str:
     from pure_pack.nodes.measure import MeasureLeakage
 
     settings = {"strength 0.25": ({}, {}, {"strength": 0.25}), "strength 0.5": ({}, {}, {"strength": 0.5}), "strength 0.75": ({}, {}, {"strength": 0.75}), "defaults": ({}, {}, {}),
-                "1 direction": ({}, {"directions": 1}, {}), "paper .95/.95": PURE_TRIED["paper's rule, .95/.95, once"], "paper .9999/.9 x4": PURE_TRIED[PAPER]}
+                "1 direction": ({}, {"max_rank": 1}, {}), "paper .95/.95": PURE_TRIED["paper's rule, .95/.95, once"], "paper .9999/.9 x4": PURE_TRIED[PAPER]}
     out, pairs = [], []
     prompts = lambda lines, role: pure.nodes.run(pure.nodes.ConceptPrompts, concepts="\n".join(lines), role=role, templates="{}\na picture of {}", include_empty_prompt=False)[0]
     for label, (plan, build, apply) in settings.items():
