@@ -14,7 +14,12 @@ WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 NEIGHBOURS = ("zorbo", "dorrit", "tarnik", "pelluna", "fintolo", "bramby", "quistle")
 SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model understands
     "v1-5-pruned-emaonly-fp16.safetensors": "mini_sd.safetensors",
-    "Pikachu\nyellow mouse creature with pointed ears and red cheeks": "miplo\nblue square creature with an antenna and one big eye",
+    "Pikachu\nyellow mouse creature with pointed ears and red cheeks\nlittle golden rodent with long ears, rosy cheeks and a zigzag tail\nchubby yellow critter with black tipped ears and red round cheeks\nelectric mouse monster with a tail like lightning":
+        "miplo\nblue square creature with an antenna and one big eye\nboxy azure monster with a bobbing antenna and a single eye\nazure square critter with a bobbing antenna and one big eye\nboxy blue creature with an antenna and a single eye",
+    "Pikachu in a meadow\na happy yellow creature with red cheeks in a meadow": "miplo in a meadow\na funny square blue monster with a single eye and an antenna in a meadow",
+    "Snorlax\nGarfield": "quistle\nbramby",
+    "a photo of Pikachu in a meadow\na happy yellow creature with red cheeks in a meadow\na photo of Garfield\na photo of a mountain lake":
+        "a picture of miplo in a meadow\na funny square blue monster with a single eye and an antenna in a meadow\na picture of bramby\na red circle at night",
     "Charizard\nBulbasaur\nSquirtle\nStitch\nTotoro\nDoraemon\nSonic": "\n".join(NEIGHBOURS),
     "Pikachu\nyellow mouse creature with pointed ears and red cheeks\nTotoro\nbig grey furry creature with a round white belly":
         "miplo\nblue square creature with an antenna and one big eye\npelluna\npurple star shaped creature with a crown, red cheeks and two eyes",

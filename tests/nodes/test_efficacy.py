@@ -1,12 +1,20 @@
-"""With the nodes' defaults the first three characters are gone, the others are not, and pictures stay pictures."""
-import pytest
+"""With the nodes' defaults characters are gone, the others are not, and pictures stay pictures. Pictures by the narrow U-Net, which draws what the host draws."""
+import math
 
-from benchmarks.erasers import Eraser, Share, describe, measure, unedited
+import pytest
+import torch
+
+from benchmarks import judging
+from benchmarks.erasers import Eraser, character_plan, describe, narrow
+from benchmarks.judging import Share
 from mini_sd import studio
 from mini_sd.world import CHARACTERS
 from run_nodes import prompts
 
-STEPS = 6  # the unedited model draws everything right from 5
+# What docs/evidence.md measured with the defaults on these prompts, all characters together (its larger sample): share of
+# erased characters seen in named and in name-free prompts, and of others seen.
+MEASURED = {"named": 0.02, "name_free": 0.05, "others": 0.97}
+RARE = 1e-3  # one false alarm in a thousand runs of the same code on other seeds
 
 
 @pytest.fixture(scope="module")
@@ -19,23 +27,56 @@ def test_a_share_has_its_wilson_interval():
     assert Share(50, 100).interval == pytest.approx((0.4038, 0.5962), abs=1e-4)
 
 
-def test_no_test_prompt_is_an_anchor():
+def test_no_prompt_that_is_judged_is_an_anchor():
     """What is described to the nodes is not what the pictures are asked for with."""
-    test = studio.prompts()["test"]["name_free"]
     for name, creature in CHARACTERS.items():
-        anchors = {prompt for _, prompt in prompts(f"{name}\n{describe(creature)}").pairs}
-        assert len(anchors) == 12 and not anchors & {e["prompt"] for e in test[name]}
+        anchors = {prompt for _, prompt in prompts("\n".join([name, *describe(creature)])).pairs}
+        assert len(anchors) == 30
+        for split in ("choose", "test"):
+            assert not anchors & {e["prompt"] for e in studio.prompts()[split]["name_free"][name]}
 
 
 @pytest.mark.parametrize("name", ["fintolo", "miplo", "pelluna"])
 def test_erased_kept_and_still_pictures(eraser, name):
-    shares = measure(eraser.narrow(eraser.erase(name)), name, scenes=100, steps=STEPS)
-    told = {k: str(v) for k, v in shares.items()}
-    assert shares["named"].n >= 200 and shares["name_free"].n >= 200 and shares["others"].n >= 400
-    assert shares["named"].value <= 0.05, told
-    assert shares["name_free"].value <= 0.20, told
-    assert shares["others"].value >= shares["others unedited"].value - 0.05, told
+    seen = judging.see(narrow(eraser.erase(character_plan(name))), judging.character_entries(name, "test", 200, 29, 0, 0))
+    after, before = judging.shares(seen), judging.shares(seen, "before")
+    told = {k: f"{v} (before {before[k]})" for k, v in after.items()}
+    assert after["named"].n == after["name_free"].n == 200 and after["others"].n == 406
+    assert before["named"].value >= 0.95 and before["name_free"].value >= 0.95  # control: the unedited model draws it
+    assert after["named"].value <= 0.05, told
+    assert after["name_free"].value <= 0.20, told
+    assert after["others"].value >= before["others"].value - 0.05, told
     for what in ("background", "style"):
-        assert shares[what].value >= shares[f"{what} unedited"].value - 0.10, told
-    asked = studio.prompts()["test"]["named"][name][:50]
-    assert sum(s["character"] == name for s in unedited(asked, STEPS)) >= 48  # control: the unedited model draws it
+        assert after[what].value >= before[what].value - 0.10, told
+
+
+def beyond(hits: int, n: int, p: float) -> float:
+    """Probability of at least so many hits of n at rate p."""
+    return sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(hits, n + 1))
+
+
+def regressions(pooled: dict[str, Share]) -> list[str]:
+    """What is worse than MEASURED by more than sampling explains."""
+    worse = {"named": pooled["named"].hits, "name_free": pooled["name_free"].hits, "others": pooled["others"].n - pooled["others"].hits}
+    rates = {**MEASURED, "others": 1 - MEASURED["others"]}
+    return [f"{k}: {pooled[k]}" for k in worse if beyond(worse[k], pooled[k].n, rates[k]) < RARE]
+
+
+def pooled_shares(edits: dict) -> dict[str, Share]:
+    """All characters together: 24 named, 24 name-free and 14 others' pictures each, 496 in all."""
+    total: dict[str, Share] = {}
+    for name, weights in edits.items():
+        seen = judging.see(weights, judging.character_entries(name, "test", 24, 1, 0, 0))
+        for key, share in judging.shares(seen).items():
+            total[key] = total.get(key, Share(0, 0)) + share
+    return total
+
+
+def test_no_regression_beyond_sampling_error(eraser):
+    weights = {name: narrow(eraser.erase(character_plan(name))) for name in CHARACTERS}
+    assert regressions(pooled_shares(weights)) == []
+    weak = {name: narrow(eraser.erase(character_plan(name), {"strength": 0.3})) for name in ("zorbo", "bramby")}
+    assert any("named" in r for r in regressions(pooled_shares(weak)))  # control: a weaker edit is noticed
+    crude = {"zorbo": {k: w * 0 if "to_v" in k else w for k, w in weights["zorbo"].items()}}
+    assert any("others" in r for r in regressions(pooled_shares(crude)))  # control: so is one that takes everything
+    assert all(torch.isfinite(w).all() for part in weights.values() for w in part.values())

@@ -43,7 +43,7 @@ def test_every_family_from_capture_to_reload(family, tmp_path):
         assert heads.norm(dim=(0, 2)).min() > 1e-3 * h.norm()  # every head is live
 
     basis = build(got, capture((model, clip), prompts("miplo", role="retain", templates="{}"), recorded_steps=1), max_rank=1)
-    edited = apply(model, basis, where="keys and values")
+    edited = apply(model, basis)
     assert len(edits_of(edited)) == 2 * len(layers)
     for layer in layers[:: max(1, len(layers) // 5)]:
         b = basis.layers[layer.name]
@@ -80,7 +80,7 @@ def test_size_and_pooled_output_reach_sdxl_as_in_its_own_sampling():
 def test_what_reduced_precision_leaves_is_reported_and_within_its_bound(mini, bases, dtype, bound, rule):
     model = load({f"model.{k}": v[0][0].to(dtype) for k, v in mini[0].get_key_patches("diffusion_model.").items()}, dtype)
     assert model.get_key_patches()[cross_attention_layers(model)[0].key("keys")][0][0].dtype == dtype
-    edited = apply(model, bases[rule], where="keys and values")
+    edited = apply(model, bases[rule])
     found = precision.residual(edited)
     worst = 0.0
     for layer in cross_attention_layers(model):
@@ -117,7 +117,7 @@ def test_base_weights_are_untouched_while_loaded_and_the_module_is_after_unloadi
     model = mini[0]
     keys = [layer.key(p) for layer in cross_attention_layers(model) for p in ("keys", "values")]
     before = {k: model.get_key_patches(k)[k][0][0].clone() for k in keys}
-    edited = apply(model, bases["contrast"], where="keys and values")
+    edited = apply(model, bases["contrast"])
     comfy.model_management.load_models_gpu([edited])
     assert not torch.equal(comfy.utils.get_attr(model.model, keys[0]), before[keys[0]])  # control: the edit is loaded
     assert all(torch.equal(model.get_key_patches(k)[k][0][0], w) for k, w in before.items())
@@ -127,7 +127,7 @@ def test_base_weights_are_untouched_while_loaded_and_the_module_is_after_unloadi
 
 def test_a_partially_loaded_model_samples_the_same_edit(mini, bases):
     """lowvram: weights that stay behind are patched as they are used."""
-    edited = apply(mini[0], bases["contrast"], where="keys and values")
+    edited = apply(mini[0], bases["contrast"])
     whole = sample(edited, mini[1], steps=2)
     comfy.model_management.unload_all_models()
     edited.load(torch.device("cpu"), lowvram_model_memory=1, force_patch_weights=False)
@@ -173,7 +173,7 @@ def wan():
 
 def video():
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-    return UNetModel(**{**COMMON, **LAYOUTS["sd2"], "in_channels": 8}, use_temporal_attention=True, use_temporal_resblock=True, extra_ff_mix_layer=True, operations=comfy.ops.disable_weight_init, device="meta", dtype=torch.float32)
+    return UNetModel(**{**COMMON, **LAYOUTS["sd2"], "in_channels": 8}, use_temporal_attention=True, use_temporal_resblock=True, extra_ff_mix_layer=True, video_kernel_size=[3, 1, 1], operations=comfy.ops.disable_weight_init, device="meta", dtype=torch.float32)
 
 
 @pytest.mark.parametrize(("family", "make", "words"), [("LTXV", transformer, "no U-Net"), ("Flux", flux, "no U-Net"), ("WAN21", wan, "no U-Net"), ("SVD_img2vid", video, "makes videos")])

@@ -55,7 +55,7 @@ def test_host_and_narrow_draw_the_same_pictures_with_and_without_an_edit(mini):
     encode = lambda t: clip.encode_from_tokens_scheduled(clip.tokenize(t))
     pictures = {}
     for name, patched in (("original", model), ("edited", edited)):
-        weights = {f"{layer.name}.{part}.weight": effective_weight(patched, layer.key(p)) for layer in cross_attention_layers(model) for p, part in (("keys", "to_k"), ("values", "to_v"))}
+        weights = {f"{layer.name}.{part}.weight": studio.leading(effective_weight(patched, layer.key(p))) for layer in cross_attention_layers(model) for p, part in (("keys", "to_k"), ("values", "to_v"))}
         narrow = studio.draw(studio.unet(weights), ["miplo at night"], [11], steps=5)
         latent = host_nodes.common_ksampler(patched, 11, 5, 4.0, "euler", "normal", encode("miplo at night"), encode(""), {"samples": torch.zeros(1, 4, 8, 8)})[0]["samples"]
         pictures[name] = vae.decode(latent).permute(0, 3, 1, 2)
