@@ -113,7 +113,7 @@ def test_2000_mutated_files_are_read_right_or_refused(tmp_path):
     whole, path, refused = tmp_path / "whole.safetensors", tmp_path / "b.safetensors", 0
     save_basis(basis(), whole)
     data, rng = whole.read_bytes(), random.Random(0)
-    before = psutil.Process().memory_info().rss
+    before, peaked = psutil.Process().memory_info().rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     for _ in range(2000):
         path.write_bytes(mutate(data, rng))
         try:
@@ -124,7 +124,7 @@ def test_2000_mutated_files_are_read_right_or_refused(tmp_path):
     assert 1000 < refused < 2000  # some hit a name or a prompt, which may say anything
     assert psutil.Process().memory_info().rss - before < 64 * 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    assert peak - before < 512 * 2**20
+    assert peak - max(before, peaked) < 512 * 2**20  # never a mutated header's worth of memory, not even for a moment
 
 
 def test_an_edit_that_does_not_follow_from_its_bases_is_refused(tmp_path):

@@ -19,9 +19,9 @@ SIZE = {"width": 64, "height": 64}
 
 @pytest.fixture(scope="module")
 def edited(mini):
-    forget = capture(mini, prompts("miplo\nblue square creature with an antenna and one big eye"))
+    forget = capture(mini, prompts("miplo\nblue square creature with an antenna and one big eye\nazure square critter with a bobbing antenna and one big eye"))
     retain = capture(mini, prompts("zorbo\ntarnik\npelluna\nfintolo\nquistle", role="retain"))
-    return apply(mini[0], build(forget, retain))
+    return apply(mini[0], build(forget, retain, retain_weight=1.0))
 
 
 @pytest.fixture(scope="module")
