@@ -105,11 +105,12 @@ def build_block(forget: Moments, retain: Moments | None, settings: Settings) -> 
     f = forget if mean is None else forget.minus(mean)
     r = retain if mean is None or retain is None else retain.minus(mean)
     empty = torch.zeros(forget.width, 0, dtype=torch.float64)
-    s_f, directions_f = subspace.spectrum(f)
-    s_r, directions_r = subspace.spectrum(r) if r else (empty[0], empty)
     if settings.rule == "contrast":
+        s_f, s_r = subspace.singular_values(f), subspace.singular_values(r) if r else empty[0]
         values, m, u = subspace.contrast_directions(f, retain, settings.retain_weight, settings.max_rank)  # B keeps the mean: touching it must cost
         return Block(u * subspace.removed_share(values, settings.retain_weight), m, empty, empty, s_f, s_r, values)
+    s_f, directions_f = subspace.spectrum(f)
+    s_r, directions_r = subspace.spectrum(r) if r else (empty[0], empty)
     v_f = directions_f[:, : subspace.energy_rank(s_f, settings.forget_energy, settings.max_rank)]
     v_r = directions_r[:, : subspace.energy_rank(s_r, settings.retain_energy)]
     if mean is not None:

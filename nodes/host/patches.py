@@ -85,9 +85,12 @@ def check_fit(layers: list[Layer], basis: ConceptBasis) -> None:
         raise PureError(f"This basis was made for another kind of model: {difference}. Capture and build it on this MODEL.")
 
 
-def effective_weight(model, key: str, count: int | None = None) -> torch.Tensor:
-    """float32 copy on the CPU of a weight as the MODEL samples with it: the base and all patches on it (or the first `count`), in order."""
-    (base, convert), *patches = model.get_key_patches(key)[key]
+def effective_weight(model, key: str, count: int | None = None, own: dict | None = None) -> torch.Tensor:
+    """float32 copy on the CPU of a weight as the MODEL samples with it: the base and all patches on it (or the first `count`), in order.
+
+    own: the MODEL's get_key_patches(), which lists the whole MODEL at each call; whoever asks for many weights asks for it once.
+    """
+    (base, convert), *patches = (own or model.get_key_patches(key))[key]
     return comfy.lora.calculate_weight(patches[:count], convert(base.to("cpu", torch.float32, copy=True), inplace=True), key)
 
 

@@ -7,6 +7,7 @@ import comfy.float
 import comfy.model_patcher
 import torch
 
+from .layers import ROOT
 from .patches import ProjectionAdapter, edits_of, effective_weight
 
 MATTERS = 0.1  # of what an edit takes out of a weight; above it a warning
@@ -21,13 +22,13 @@ class Residual:
     largest: float
 
 
-def kept_weight(model, key: str, weight: torch.Tensor) -> torch.Tensor:
+def kept_weight(model, key: str, weight: torch.Tensor, own: dict | None = None) -> torch.Tensor:
     """float32 values that the host keeps of a float32 weight when it loads the MODEL in its storage dtype (the same rounding, with the same seed)."""
     _, store, convert = comfy.model_patcher.get_key_weight(model.model, key)
     seed = comfy.model_patcher.string_to_seed(key)
     if store is not None:  # scaled or quantised storage, by the layer's own rule
         return convert(store(weight.clone(), return_weight=True, seed=seed)).to(torch.float32)
-    return comfy.float.stochastic_rounding(weight.clone(), model.get_key_patches(key)[key][0][0].dtype, seed=seed).to(torch.float32)
+    return comfy.float.stochastic_rounding(weight.clone(), (own or model.get_key_patches(key))[key][0][0].dtype, seed=seed).to(torch.float32)
 
 
 def residual(model) -> Residual | None:
@@ -37,9 +38,9 @@ def residual(model) -> Residual | None:
     the host rounds fp8 stochastically, at most 2 u |W|. So a residual is at most |M|_2 2 u |W|_F / |M^T W|_F (of weights that
     are not subnormal in the dtype), and typically sqrt(r / d) of that, since rounding errors have no direction.
     """
-    shares, dtype = [], None
+    shares, dtype, own = [], None, model.get_key_patches(ROOT)
     for key, positions in edits_of(model).items():
-        stored = model.get_key_patches(key)[key][0][0].dtype
+        stored = own[key][0][0].dtype
         if stored.itemsize >= 4:
             continue
         dtype = str(stored).removeprefix("torch.")
@@ -47,10 +48,10 @@ def residual(model) -> Residual | None:
         assert isinstance(entry[1], ProjectionAdapter)
         m, side = entry[1].weights[1], entry[1].weights[2]
         part = (lambda w, m=m: m.T @ w) if side == "left" else (lambda w, m=m: w @ m)
-        before, exact = effective_weight(model, key, positions[-1]), effective_weight(model, key)
+        before, exact = effective_weight(model, key, positions[-1], own), effective_weight(model, key, None, own)
         taken = part(before).norm()
         if taken > 0:
-            shares.append(float(part(kept_weight(model, key, exact) - exact).norm() / taken))
+            shares.append(float(part(kept_weight(model, key, exact, own) - exact).norm() / taken))
     return Residual(dtype, sum(shares) / len(shares), max(shares)) if shares else None
 
 

@@ -123,11 +123,11 @@ def save_checkpoint(model, clip, vae, target: Path, embed_recipe: bool, step) ->
 
 def verify_checkpoint(model, path: Path) -> float | None:
     """Worst relative error of the edited weights in a file; raises PureError where one is not the MODEL's."""
-    worst = None
+    worst, own = None, model.get_key_patches(ROOT)
     with safe_open(path, framework="pt") as file:
         for key in edits_of(model):
             (name,) = model.model.model_config.process_unet_state_dict_for_saving({key.removeprefix(ROOT): None})
-            stored, wanted = file.get_tensor(name), effective_weight(model, key)
+            stored, wanted = file.get_tensor(name), effective_weight(model, key, None, own)
             error = float((stored.float() - wanted).norm() / wanted.norm())
             if not error <= STORED.get(stored.dtype, STORED_FP8):
                 raise PureError(f"The written checkpoint does not hold the edit of {name} (relative error {error:.2g}): the host did not save what it samples with; no file was kept; please report this with the MODEL's name.")
@@ -145,9 +145,9 @@ def save_lora(model, target: Path, dtype: str, embed_recipe: bool, step) -> dict
     if not keys:
         raise PureError("This MODEL carries no PURE edit, so there is nothing to save: connect the MODEL from PURE Apply Projection (strength above 0), with no node after it that drops its patches.")
     recipes, names = recipes_of(model), lora_names(model, list(keys))
-    tensors, ranks = {}, {}
+    tensors, ranks, own = {}, {}, model.get_key_patches(ROOT)
     for key in keys:
-        up, down = chain_factors(model, key)
+        up, down = chain_factors(model, key, own)
         tensors.update(lora_tensors(names[key], up, down, dtype))
         ranks[names[key]] = up.shape[1]
         step()
@@ -166,13 +166,13 @@ def save_lora(model, target: Path, dtype: str, embed_recipe: bool, step) -> dict
     return ranks
 
 
-def chain_factors(model, key: str) -> tuple[torch.Tensor, torch.Tensor]:
+def chain_factors(model, key: str, own: dict | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """up, down in float64 of everything from the first to the last edit of a weight, other patches in between included.
 
     They are computed from the weight just before the first edit, so the file is exact on the base with the LoRAs before it.
     """
     positions, entries = edits_of(model)[key], model.patches[key]
-    weight, pairs = effective_weight(model, key, positions[0]).double(), []
+    weight, pairs = effective_weight(model, key, positions[0], own).double(), []
     for entry in entries[positions[0] : positions[-1] + 1]:
         strength, patch, strength_model, offset, function = entry
         if isinstance(patch, ProjectionAdapter) and strength_model == 1.0 and offset is None and function is None:

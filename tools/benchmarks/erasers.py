@@ -103,7 +103,9 @@ class Eraser:
 
     def merged(self, parts: tuple[Anchors, ...], role: str):
         """All captures of a role as one."""
-        return reduce(lambda a, b: run(MergeActivations, activations_a=a, activations_b=b)[0], (self.capture(p, role) for p in parts))
+        if (parts, role) not in self._captured:
+            self._captured[parts, role] = reduce(lambda a, b: run(MergeActivations, activations_a=a, activations_b=b)[0], (self.capture(p, role) for p in parts))
+        return self._captured[parts, role]
 
     def erase(self, plan: Plan, apply: dict | None = None, **build):
         """The MODEL after the plan, with the nodes' defaults where nothing is given."""
@@ -113,5 +115,5 @@ class Eraser:
 
 def narrow(model) -> dict[str, torch.Tensor]:
     """The narrow U-Net's key and value weights, from a MODEL's effective ones."""
-    parts = {"keys": "to_k", "values": "to_v"}
-    return {f"{layer.name}.{part}.weight": studio.leading(effective_weight(model, layer.key(p))) for layer in cross_attention_layers(model) for p, part in parts.items()}
+    parts, own = {"keys": "to_k", "values": "to_v"}, model.get_key_patches("diffusion_model.")
+    return {f"{layer.name}.{part}.weight": studio.leading(effective_weight(model, layer.key(p), None, own)) for layer in cross_attention_layers(model) for p, part in parts.items()}
