@@ -1,4 +1,4 @@
-"""The project's commands: `nox -s demo`, `nox -s tests`, `nox -s lint`. They run in the ComfyUI that tools/get_comfyui.py sets up."""
+"""The project's commands: `nox -s demo`, `nox -s tests`, `nox -s lint`, `nox -s efficacy`, `nox -s families`. They run in the ComfyUI that tools/get_comfyui.py sets up."""
 import json
 import sys
 from pathlib import Path
@@ -26,6 +26,25 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests; arguments after -- go to pytest."""
     session.run(host_python(session), "-m", "pytest", *session.posargs, external=True, env={"OMP_WAIT_POLICY": "passive"})
+
+
+@nox.session
+def efficacy(session: nox.Session) -> None:
+    """Regenerates every table of docs/evidence.md (over an hour on 2 cores); arguments after -- choose sections."""
+    benchmark(session, "efficacy")
+
+
+@nox.session
+def families(session: nox.Session) -> None:
+    """Regenerates the table of docs/compatibility.md: every U-Net family at full width, one at a time."""
+    benchmark(session, "families")
+
+
+def benchmark(session: nox.Session, name: str) -> None:
+    """Runs one of tools/benchmarks and lets it write its tables."""
+    python = host_python(session)
+    with session.chdir("tools"):
+        session.run(python, "-m", f"benchmarks.{name}", "--write", *session.posargs, external=True, env={"OMP_WAIT_POLICY": "passive"})
 
 
 @nox.session

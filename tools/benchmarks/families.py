@@ -1,0 +1,108 @@
+"""Every family of U-Net at the widths of the real models, random weights in float16, one recorded step: the table of docs/compatibility.md.
+
+    python -m benchmarks.families [--only NAME ...] [--write]        (in tools/)
+
+One family at a time in a process of its own, so that memory is given back. Capture (two prompts, a latent of 16 x 16, the
+SDXL families with SDXL's size conditioning and a pooled output), basis, apply, one sampling step, LoRA saved and loaded.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "compatibility.md"
+FAMILIES = ("sd15", "sd1 inpainting", "sd1 instruct-pix2pix", "sd2", "sd2 v-prediction", "sdxl", "sdxl inpainting", "sdxl refiner", "ssd-1b", "segmind vega", "koala 700m", "koala 1b")
+HEADER = ["family", "cross-attention layers", "widths", "U-Net parameters", "capture s", "memory that the capture keeps MB", "basis and apply s", "rounding in fp16 puts back", "LoRA against MODEL", "peak GB"]
+
+
+def measure(family: str) -> list:
+    """One row; raises where any stage fails."""
+    import inprocess
+
+    inprocess.start()
+    import comfy.sd
+    import comfy.utils
+    import torch
+    from pure_pack.nodes.host import precision, saving
+    from pure_pack.nodes.host.layers import cross_attention_layers
+    from pure_pack.nodes.host.patches import effective_weight
+
+    import random_models
+    from benchmarks.erasers import ApplyProjection, BuildBasis, CaptureActivations, ConceptPrompts, run
+
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+        state = random_models.random_state(family, full=True, dtype=torch.float16)
+        parameters = sum(t.numel() for t in state.values())
+        model = random_models.load(state, torch.float16)
+        del state
+        layers, clip = cross_attention_layers(model), random_models.clip_of(model)
+
+        def capture(name, role):
+            prompts = run(ConceptPrompts, concepts=name, role=role, templates="{}\na picture of {}", include_empty_prompt=False)[0]
+            return run(CaptureActivations, model=model, clip=clip, prompts=prompts, recorded_steps=1, width=128, height=128, batch_size=2)[0]
+
+        started = time.monotonic()
+        forget, retain = capture("one", "forget"), capture("two", "retain")
+        captured = time.monotonic()
+        edited = run(ApplyProjection, model=model, basis=run(BuildBasis, forget=forget, retain=retain)[0])[0]
+        applied = time.monotonic()
+        kept = sum(m.factor.nbytes + m.ones.nbytes for a in (forget, retain) for m in a.moments.values()) / 2**20
+        rounding = precision.residual(edited)
+        saving.save_lora(edited, Path(folder) / "lora.safetensors", "fp32", False, lambda: None)
+        loaded = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(f"{folder}/lora.safetensors", safe_load=True), 1.0, 0.0)[0]
+        worst = 0.0
+        for layer in layers[:: max(1, len(layers) // 8)]:
+            wanted = effective_weight(edited, layer.key("values"))
+            worst = max(worst, float((effective_weight(loaded, layer.key("values")) - wanted).norm() / (wanted - effective_weight(model, layer.key("values"))).norm()))
+        if worst > 1e-2:
+            raise AssertionError(f"{family}: the LoRA is {worst:.2g} of the edit away from the edited MODEL.")
+        latent, before = (sample(m, clip) for m in (edited, model))
+        if not torch.isfinite(latent).all() or not (latent - before).abs().max() > 0:
+            raise AssertionError(f"{family}: the edited MODEL does not sample, or samples what the original does.")
+    return [family, len(layers), ", ".join(map(str, sorted({layer.width for layer in layers}))), f"{parameters / 1e6:.0f} M", f"{captured - started:.1f}", f"{kept:.1f}", f"{applied - captured:.1f}",
+            f"{rounding.mean:.1e}", f"{worst:.1e}", f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f}"]
+
+
+def sample(model, clip):
+    """The latent after one of two steps."""
+    import torch
+
+    import nodes as host_nodes
+
+    encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    return host_nodes.common_ksampler(model, 5, 1, 1.0, "euler", "normal", encode("one"), encode(""), {"samples": torch.zeros(1, 4, 16, 16)})[0]["samples"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=list(FAMILIES))
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.row:
+        print("ROW " + json.dumps(measure(options.row)))
+        return 0
+    from benchmarks import tables
+
+    rows = []
+    for family in options.only:
+        done = subprocess.run([sys.executable, "-m", "benchmarks.families", "--row", family], capture_output=True, text=True)
+        row = next((line[4:] for line in done.stdout.splitlines() if line.startswith("ROW ")), None)
+        if row is None:
+            print(done.stdout + done.stderr, file=sys.stderr)
+            return 1
+        rows.append(json.loads(row))
+        print(tables.markdown(HEADER, rows[-1:]).splitlines()[-1], flush=True)
+    if options.write:
+        tables.fill(DOCUMENT, {"families": tables.markdown(HEADER, rows)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
