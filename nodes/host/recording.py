@@ -37,17 +37,18 @@ def recordable_layers(model) -> list[Layer]:
 
 
 def record(model, layers: list[Layer], conditioning: dict, jobs: list[tuple[str, int]], trajectory: Trajectory, collector: type,
-           progress: Progress | None = None, keep: list | None = None, inputs: list[list[torch.Tensor]] | None = None) -> dict:
+           progress: Progress | None = None, keep: list | None = None, inputs: list[list[torch.Tensor]] | None = None,
+           recorder: Recorder | None = None) -> dict:
     """Runs (prompt, latent) jobs and gives per layer what a collector (MomentsFitter, RowKeeper) makes of its rows, batch by batch.
 
     keep: a list that takes, per batch, what the MODEL was fed at each step, on the CPU. inputs: such a list; the MODEL is
-    fed the same again instead of following its own trajectory.
+    fed the same again instead of following its own trajectory. recorder: one that keeps other rows than the pooled ones.
     """
     jobs = sorted(jobs, key=lambda job: conditioning[job[0]][0].shape[1])  # one length of conditioning per batch; stable otherwise
     latents = start_noise(model, trajectory.seed, trajectory.latents, trajectory.width, trajectory.height)
     batches = list(batched(jobs, conditioning, trajectory.batch_size))
     progress = progress or Progress(model, len(batches) * trajectory.recorded_steps)
-    recorder = Recorder(layers, collector)
+    recorder = recorder or Recorder(layers, collector)
     with recorder.attached(unet_of(model)):
         for i, batch in enumerate(batches):
             recorder.begin(len(batch))
@@ -89,6 +90,11 @@ class Recorder:
         """A batch of `size` (prompt, latent) pairs comes."""
         self._size, self._pooled = size, {}
 
+    @staticmethod
+    def rows_of(h: torch.Tensor) -> torch.Tensor:
+        """(B, positions, d) activations -> the rows that are kept: (B, d) float32 means over the positions, as in the paper."""
+        return h.mean(1, dtype=torch.float32)
+
     def _see_options(self, _, args, kwargs) -> None:
         """Before the U-Net runs: which parts of its batch are conditional (0) and unconditional (1)."""
         self._halves = list(kwargs.get("transformer_options", {}).get("cond_or_uncond", []))
@@ -101,7 +107,7 @@ class Recorder:
             if half == 0:
                 if name in self._pooled:
                     raise PureError(f"Layer {name} ran more than once in a step: a node upstream repeats or tiles the sampling; connect the MODEL from before it.")
-                self._pooled[name] = rows.mean(1, dtype=torch.float32)
+                self._pooled[name] = self.rows_of(rows)
 
     def collect(self) -> None:
         """After a step: one transfer of everything pooled in it."""

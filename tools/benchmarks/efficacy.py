@@ -201,6 +201,21 @@ def main_tables(pool: Pool, pure: Pure, best: dict, targets, soups: dict) -> dic
             "drift": tables.markdown(["", "retained pictures moved by", "redrawing error of erased prompts", "the same, unedited"], drift)}
 
 
+def cost(pure: Pure, best: dict) -> str:
+    """Seconds from nothing to the edited weights, for one character; PURE in the host at SD 1's width, peers on the narrow U-Net."""
+    def seconds(function) -> float:
+        started = time.monotonic()
+        function()
+        return time.monotonic() - started
+
+    with torch.inference_mode():
+        eraser, plan = pure.nodes.Eraser((pure.eraser().model, pure.eraser().clip)), pure.nodes.character_plan("miplo")
+        captures = seconds(lambda: (eraser.merged(plan.forget, "forget"), eraser.merged(plan.retain, "retain")))
+        rows = [["PURE: captures", captures], ["PURE: basis and apply", seconds(lambda: eraser.erase(plan))]]
+        rows += [[f"{name}: edit", seconds(lambda make=make, v=tried[best[name]]: make("miplo", v))] for name, (make, tried) in PEERS.items() if name != "negative prompt"]
+    return tables.markdown(["", "seconds"], rows)
+
+
 def white_box(pool: Pool, pure: Pure, best: dict) -> str:
     """Concept inversion through each edited model, counted where it works on the unedited one."""
     rows = {"unedited": lambda t: (None, ""), "PURE, nodes' defaults": lambda t: pure.edit(t)}
@@ -232,6 +247,7 @@ def ablations(pool: Pool, pure: Pure) -> str:
     rows |= {f"{n} latents": ((*contrast, {}), {"latents": n}) for n in (2, 4)}
     rows |= {f"{s} steps, all recorded": ((*contrast, {}), {"steps": s, "recorded_steps": s}) for s in (4, 20)}
     rows |= {f"first {r} of 10 steps": ((*contrast, {}), {"recorded_steps": r}) for r in (2, 5)}
+    rows["a row per position, not their mean"] = (({}, {"positions": True}, {}), {})
     rows["cfg 4 while recording"] = ((*contrast, {}), {"cfg": 4.0})
     rows |= {f"paper's rule: energies {f}/{r}, {n} times": (paper(None, {"forget_energy": f, "retain_energy": r}, {"iterations": n}), {})
              for f, r, n in ((0.9999, 0.9, 4), (0.9999, 0.9, 2), (0.9999, 0.9, 1), (0.9999, 0.5, 1), (0.999, 0.9, 4), (0.99999, 0.95, 4), (0.95, 0.95, 1))}
@@ -328,6 +344,7 @@ def main() -> int:
             soups = dict(zip(characters, [f.result() for f in [pool.call(attacks.soups, t, "test", SOUP) for t in characters]]))
             for name, table in main_tables(pool, pure, best, characters, soups).items():
                 keep(f"characters: {name}", table)
+            keep("cost", cost(pure, best))
         if "attacks" in options.only:
             keep("concept inversion", white_box(pool, pure, best))
     if "styles" in options.only:

@@ -12,9 +12,12 @@ import torch
 from pure_pack.nodes.apply import ApplyProjection
 from pure_pack.nodes.basis import BuildBasis
 from pure_pack.nodes.capture import CaptureActivations, MergeActivations
+from pure_pack.nodes.host import recording, sampling
 from pure_pack.nodes.host.layers import cross_attention_layers
 from pure_pack.nodes.host.patches import effective_weight
 from pure_pack.nodes.prompts import ConceptPrompts
+from pure_pack.pure_core.activations import Activations
+from pure_pack.pure_core.moments import MomentsFitter
 
 from mini_sd import studio
 from mini_sd.world import ARTISTS, CHARACTERS, COLORS, EYES, MARKS, NOUNS, SHAPES, STYLES, TOPPERS, Creature
@@ -85,6 +88,22 @@ def style_plan(style: str, descriptions: int = 2) -> Plan:
     return Plan((Anchors(ARTISTS[style], artistic), *described), (EMPTY, *artists, *(Anchors(c, BARE) for c in CHARACTERS)))
 
 
+class PerPosition(recording.Recorder):
+    """Keeps every position's activation as a row."""
+
+    @staticmethod
+    def rows_of(h):
+        return h.flatten(0, 1).float()
+
+    def collect(self):  # layers have different numbers of positions
+        for name, rows in self._pooled.items():
+            self.fitters[name].add(rows)
+        self._pooled = {}
+
+    def results(self, expected):
+        return {name: fitter.result() for name, fitter in self.fitters.items()}
+
+
 class Eraser:
     """Makes edits of one MODEL by the nodes; what several plans share is captured once and merged."""
 
@@ -101,15 +120,29 @@ class Eraser:
             self._captured[key] = run(CaptureActivations, model=self.model, clip=self.clip, prompts=prompts, **self.settings)[0]
         return self._captured[key]
 
-    def merged(self, parts: tuple[Anchors, ...], role: str):
-        """All captures of a role as one."""
-        if (parts, role) not in self._captured:
-            self._captured[parts, role] = reduce(lambda a, b: run(MergeActivations, activations_a=a, activations_b=b)[0], (self.capture(p, role) for p in parts))
-        return self._captured[parts, role]
+    def capture_positions(self, anchors: Anchors, role: str):
+        """The same with every position's activation as a row of its own: an ablation, which no node offers."""
+        key = (anchors, role, "positions")
+        if key not in self._captured:
+            pooled = self.capture(anchors, role)
+            trajectory = sampling.Trajectory(**{k: pooled.provenance[k] for k in sampling.Trajectory.__dataclass_fields__ if k != "batch_size"}, batch_size=self.settings["batch_size"])
+            prompts = run(ConceptPrompts, concepts=anchors.lines, role=role, **dict(anchors.inputs))[0]
+            layers = recording.recordable_layers(self.model)
+            jobs = [(text, j) for _, text in prompts.pairs for j in range(trajectory.latents)]
+            moments = recording.record(self.model, layers, sampling.encode_all(self.clip, prompts), jobs, trajectory, MomentsFitter, recorder=PerPosition(layers))
+            self._captured[key] = Activations(moments, pooled.heads, pooled.provenance)
+        return self._captured[key]
 
-    def erase(self, plan: Plan, apply: dict | None = None, **build):
+    def merged(self, parts: tuple[Anchors, ...], role: str, positions: bool = False):
+        """All captures of a role as one."""
+        capture, key = self.capture_positions if positions else self.capture, (parts, role, positions)
+        if key not in self._captured:
+            self._captured[key] = reduce(lambda a, b: run(MergeActivations, activations_a=a, activations_b=b)[0], (capture(p, role) for p in parts))
+        return self._captured[key]
+
+    def erase(self, plan: Plan, apply: dict | None = None, positions: bool = False, **build):
         """The MODEL after the plan, with the nodes' defaults where nothing is given."""
-        basis = run(BuildBasis, forget=self.merged(plan.forget, "forget"), retain=self.merged(plan.retain, "retain"), **build)[0]
+        basis = run(BuildBasis, forget=self.merged(plan.forget, "forget", positions), retain=self.merged(plan.retain, "retain", positions), **build)[0]
         return run(ApplyProjection, model=self.model, basis=basis, **(apply or {}))[0]
 
 
