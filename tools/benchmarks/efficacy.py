@@ -175,8 +175,8 @@ def distances(part: list[list[dict]]) -> tuple[float, float, float]:
     return judging.mean(kept), judging.mean([e["after"]["rebuilt"] for e in erased]), judging.mean([e["before"]["rebuilt"] for e in erased])
 
 
-def main_tables(pool: Pool, pure: Pure, best: dict, targets, soups: dict) -> dict[str, str]:
-    """Every eraser with defaults and with its best setting of the choose set, on the test set; PURE's own row for each target."""
+def main_tables(pool: Pool, pure: Pure, best: dict, targets, soups: dict) -> tuple[dict, dict[str, str]]:
+    """Shares and tables: every eraser with defaults and with its best setting of the choose set, on the test set; PURE's own row for each target."""
     rows = {"PURE, nodes' defaults": lambda t: pure.edit(t)}
     if targets[0] in CHARACTERS:
         rows["PURE, the paper's rule"] = lambda t: pure.edit(t, PURE_TRIED[PAPER])
@@ -196,7 +196,7 @@ def main_tables(pool: Pool, pure: Pure, best: dict, targets, soups: dict) -> dic
     summary = [tables.summary_row(label, part, groups) for label, part in scored.items()]
     drift = [[label, *distances(part)] for label, part in seen.items()]
     own = [[t, *(s.get(g, "-") for g in groups), judging.worst_other(s), judging.harmonic(s)] for t, s in zip(targets, scored["PURE, nodes' defaults"])]
-    return {"summary": tables.markdown(tables.summary_header(scored["PURE, nodes' defaults"], groups), summary),
+    return scored, {"summary": tables.markdown(tables.summary_header(scored["PURE, nodes' defaults"], groups), summary),
             "each": tables.markdown(["erased", *(g.replace("_", "-") for g in groups), "worst other", "harmonic mean"], own),
             "drift": tables.markdown(["", "retained pictures moved by", "redrawing error of erased prompts", "the same, unedited"], drift)}
 
@@ -328,10 +328,10 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    started, pool, pure, written = time.monotonic(), Pool(), Pure(), {}
+    started, pool, pure = time.monotonic(), Pool(), Pure()
+    from . import plots  # after the pack is loaded
 
     def keep(name: str, table: str) -> None:
-        written[name] = table
         print(f"\n## {name} ({time.monotonic() - started:.0f} s)\n\n{table}", flush=True)
         if options.write:
             tables.fill(DOCUMENT, {name: table})
@@ -342,15 +342,20 @@ def main() -> int:
         keep("tried on characters", table)
         if "main" in options.only:
             soups = dict(zip(characters, [f.result() for f in [pool.call(attacks.soups, t, "test", SOUP) for t in characters]]))
-            for name, table in main_tables(pool, pure, best, characters, soups).items():
+            scored, written_tables = main_tables(pool, pure, best, characters, soups)
+            for name, table in written_tables.items():
                 keep(f"characters: {name}", table)
+            if options.write:
+                plots.tradeoff({k: v for k, v in scored.items() if k != "unedited"}, DOCUMENT.with_name("evidence_tradeoff.png"))
+                with torch.inference_mode():
+                    plots.sheet({t: pure.edit(t)[0] for t in characters}, DOCUMENT.with_name("evidence_pictures.png"))
             keep("cost", cost(pure, best))
         if "attacks" in options.only:
             keep("concept inversion", white_box(pool, pure, best))
     if "styles" in options.only:
         best, table = choose(pool, pure, styles, {k: v for k, v in PURE_TRIED.items() if "descri" not in k and "name alone" not in k})
         keep("tried on styles", table)
-        for name, table in main_tables(pool, pure, best, styles, {}).items():
+        for name, table in main_tables(pool, pure, best, styles, {})[1].items():
             keep(f"styles: {name}", table)
     for name, section in (("ablations", ablations), ("joint", joint), ("leakage", leakage)):
         if name in options.only:
