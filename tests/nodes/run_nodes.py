@@ -27,7 +27,8 @@ def build(forget, retain=None, **inputs):
 
 
 def apply(model, basis, **inputs):
-    return run(ApplyProjection, model=model, basis=basis, **inputs)[0]
+    """Keys and values, the larger edit, unless the test says otherwise."""
+    return run(ApplyProjection, model=model, basis=basis, **{"where": "keys and values", **inputs})[0]
 
 
 def report(node, **inputs):
