@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import comfy.float
 import comfy.model_patcher
+import comfy.utils
 import torch
 
 from .layers import ROOT
@@ -25,7 +26,8 @@ class Residual:
 def kept_weight(model, key: str, weight: torch.Tensor, own: dict | None = None) -> torch.Tensor:
     """float32 values that the host keeps of a float32 weight when it loads the MODEL in its storage dtype (the same rounding, with the same seed)."""
     _, store, convert = comfy.model_patcher.get_key_weight(model.model, key)
-    seed = comfy.model_patcher.string_to_seed(key)
+    seed = getattr(comfy.utils, "string_to_seed", None) or comfy.model_patcher.string_to_seed  # it moved after 0.3.75
+    seed = seed(key)
     if store is not None:  # scaled or quantised storage, by the layer's own rule
         return convert(store(weight.clone(), return_weight=True, seed=seed)).to(torch.float32)
     return comfy.float.stochastic_rounding(weight.clone(), (own or model.get_key_patches(key))[key][0][0].dtype, seed=seed).to(torch.float32)

@@ -140,8 +140,9 @@ def transformer():
 
 
 def flux():
-    from comfy.ldm.flux.model import Flux
-    return Flux(image_model="flux", in_channels=16, out_channels=16, vec_in_dim=8, context_in_dim=8, hidden_size=128, mlp_ratio=2.0, num_heads=2, depth=1, depth_single_blocks=1,
+    from comfy.ldm.flux.model import Flux, FluxParams
+    newer = {"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {}  # required after 0.3.75
+    return Flux(**newer, image_model="flux", in_channels=16, out_channels=16, vec_in_dim=8, context_in_dim=8, hidden_size=128, mlp_ratio=2.0, num_heads=2, depth=1, depth_single_blocks=1,
                 axes_dim=[16, 24, 24], theta=1, patch_size=2, qkv_bias=True, guidance_embed=False, device="meta", operations=comfy.ops.disable_weight_init, dtype=torch.float32)
 
 
