@@ -40,12 +40,14 @@ def test_the_tabled_inputs_are_there_in_order(server):
     assert order["PURE_MergeActivations"] == ["activations_a", "activations_b"]
     assert order["PURE_BuildBasis"] == ["forget", "rule", "forget_energy", "retain_energy", "retain_weight", "centering", "structure", "max_rank", "retain"]
     assert order["PURE_ApplyProjection"] == ["model", "basis", "strength", "where", "iterations", "layers"]
+    assert order["PURE_MeasureLeakage"] == ["original", "edited", "clip", "concept_probes", "retain_probes", "seed", "steps", "width", "height"]
+    assert order["PURE_CompareImages"] == ["original", "edited", "clip", "vae", "prompts", "negative", "seed", "steps", "cfg", "sampler_name", "scheduler", "width", "height", "columns"]
     assert order["PURE_SaveBasis"] == ["basis", "filename_prefix", "embed_recipe"] and order["PURE_LoadBasis"] == ["name"]
     assert order["PURE_SaveLoRA"] == ["model", "filename_prefix", "dtype", "embed_recipe"]
     assert order["PURE_SaveCheckpoint"] == ["model", "clip", "vae", "filename_prefix", "embed_recipe"]
     folded = {n: [i for s in info[n]["input"].values() for i, spec in s.items() if len(spec) > 1 and spec[1].get("advanced")] for n in NODES}
     assert folded == {"PURE_ConceptPrompts": ["templates"], "PURE_CaptureActivations": ["sampler_name", "scheduler", "batch_size"], "PURE_MergeActivations": [],
-                      "PURE_BuildBasis": ["max_rank"], "PURE_ApplyProjection": ["iterations", "layers"], **{n: [] for n in NODES if "Save" in n or "Load" in n}}
+                      "PURE_BuildBasis": ["max_rank"], "PURE_ApplyProjection": ["iterations", "layers"], **{n: [] for n in NODES if any(w in n for w in ("Save", "Load", "Measure", "Compare"))}}
 
 
 @pytest.fixture(scope="module")
