@@ -34,9 +34,9 @@ def measure_leakage(original, edited, clip, concept: Prompts, retain: Prompts, t
     jobs = {role: [(text, j) for _, text in probes.pairs for j in range(trajectory.latents)] for role, probes in jobs.items()}
     batches = {role: -(-len(part) // trajectory.batch_size) for role, part in jobs.items()}
     progress = Progress(original, (sum(batches.values()) + batches["concept"] + batches["retain"]) * trajectory.recorded_steps)
-    fed: dict[str, list] = {role: [] for role in jobs}
-    before = {role: record(original, layers, conditioning, part, trajectory, RowKeeper, progress, keep=fed[role]) for role, part in jobs.items()}
-    after = {role: record(edited, layers, conditioning, jobs[role], trajectory, RowKeeper, progress, inputs=fed[role]) for role in ("concept", "retain")}
+    fed: dict[str, list] = {role: [] for role in ("concept", "retain")}
+    before = {role: record(original, layers, conditioning, part, trajectory, RowKeeper, progress, keep=fed.get(role)) for role, part in jobs.items()}
+    after = {role: record(edited, layers, conditioning, jobs[role], trajectory, RowKeeper, progress, inputs=fed[role]) for role in fed}
     return leakage.measure(before["find"], before["concept"], after["concept"], before["retain"], after["retain"])
 
 

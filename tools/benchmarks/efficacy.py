@@ -46,7 +46,7 @@ PAPER = "paper's rule, .9999/.9, four times, one description"
 TEXT_TRIED = {f"{f}/{r}" + (", descriptions" if d else ""): (d, f, r) for d in (0, 4) for f, r in ((0.99, 0.9), (0.95, 0.95), (0.999, 0.9), (0.999, 0.7), (0.99, 0.7))}
 CURE_TRIED = {f"alpha {a}" + (", descriptions" if d else ""): (d, a) for d in (0, 4) for a in (2, 5, 20, 100, 1000)}
 UCE_TRIED = {f"lam {lam}, erase {e}, preserve {p}" + (", descriptions" if d else ""): (d, lam, e, p)
-             for d in (0, 4) for lam, e, p in ((0.5, 1, 1), (0.5, 3, 1), (0.5, 10, 10), (0.1, 1, 1), (0.1, 10, 1))}
+             for d in (0, 4) for lam, e, p in ((0.5, 1, 1), (5, 1, 1), (50, 1, 1), (0.5, 0.02, 1), (0.5, 1, 0.02))}
 NEGATIVE_TRIED = {"name": 0, "name and descriptions": 4}
 
 
