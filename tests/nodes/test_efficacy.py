@@ -13,7 +13,7 @@ from run_nodes import prompts
 
 # What docs/evidence.md measured with the defaults on these prompts, all characters together (its larger sample): share of
 # erased characters seen in named and in name-free prompts, and of others seen.
-MEASURED = {"named": 0.02, "name_free": 0.05, "others": 0.97}
+MEASURED = {"named": 0.01, "name_free": 0.09, "others": 0.97}
 RARE = 1e-3  # one false alarm in a thousand runs of the same code on other seeds
 
 
