@@ -38,9 +38,10 @@ def test_no_prompt_that_is_judged_is_an_anchor():
 
 @pytest.mark.parametrize("name", ["fintolo", "miplo", "pelluna"])
 def test_erased_kept_and_still_pictures(eraser, name):
-    seen = judging.see(narrow(eraser.erase(character_plan(name))), judging.character_entries(name, "test", 200, 29, 0, 0))
-    after, before = judging.shares(seen), judging.shares(seen, "before")
-    told = {k: f"{v} (before {before[k]})" for k, v in after.items()}
+    weights, entries = narrow(eraser.erase(character_plan(name))), judging.character_entries(name, "test", 200, 29, 0, 0)
+    kept = judging.see(weights, entries[400:])
+    after, before = judging.shares(judging.see(weights, entries[:400], beside=False) + kept), judging.shares(kept + judging.see(None, entries[150:250]), "before")
+    told = {k: str(v) for k, v in after.items()}
     assert after["named"].n == after["name_free"].n == 200 and after["others"].n == 406
     assert before["named"].value >= 0.95 and before["name_free"].value >= 0.95  # control: the unedited model draws it
     assert after["named"].value <= 0.05, told
@@ -66,7 +67,7 @@ def pooled_shares(edits: dict) -> dict[str, Share]:
     """All characters together: 24 named, 24 name-free and 14 others' pictures each, 496 in all."""
     total: dict[str, Share] = {}
     for name, weights in edits.items():
-        seen = judging.see(weights, judging.character_entries(name, "test", 24, 1, 0, 0))
+        seen = judging.see(weights, judging.character_entries(name, "test", 24, 1, 0, 0), beside=False)
         for key, share in judging.shares(seen).items():
             total[key] = total.get(key, Share(0, 0)) + share
     return total

@@ -63,9 +63,11 @@ def before(entries: list[dict], steps: int = STEPS) -> list[tuple[torch.Tensor, 
     return [_BEFORE[key(e)] for e in entries]
 
 
-def see(weights: Weights | None, entries: list[dict], negative: str = "", steps: int = STEPS) -> list[dict]:
-    """Per entry what is seen `after` and `before` the edit, and the root mean square distance of the two pictures."""
+def see(weights: Weights | None, entries: list[dict], negative: str = "", steps: int = STEPS, beside: bool = True) -> list[dict]:
+    """Per entry what is seen `after` and (beside) `before` the edit, and the root mean square distance of the two pictures."""
     pictures = studio.draw(studio.unet(weights), [e["prompt"] for e in entries], [e["seed"] for e in entries], steps=steps, negative=negative)
+    if not beside:
+        return [{**entry, "after": seen} for entry, seen in zip(entries, judged(pictures))]
     return [{**entry, "after": seen, "before": was, "distance": float((picture - original).square().mean().sqrt())}
             for entry, picture, seen, (original, was) in zip(entries, pictures, judged(pictures), before(entries, steps))]
 
