@@ -1,12 +1,11 @@
 """PURE_CompareImages."""
 from __future__ import annotations
 
-import comfy.samplers
 from comfy_api.latest import io
 
 from ..pure_core.grid import comparison_grid
 from . import sockets
-from .host import reporting
+from .host import reporting, sampling
 from .host.probing import draw_pairs
 
 
@@ -28,8 +27,8 @@ class CompareImages(io.ComfyNode):
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Of every picture: KSampler with this seed gives the same."),
                 io.Int.Input("steps", default=20, min=1, max=10000, tooltip="As in KSampler."),
                 io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="As in KSampler."),
-                io.Combo.Input("sampler_name", options=list(comfy.samplers.KSampler.SAMPLERS), default="euler", tooltip="As in KSampler."),
-                io.Combo.Input("scheduler", options=list(comfy.samplers.KSampler.SCHEDULERS), default="normal", tooltip="As in KSampler."),
+                io.Combo.Input("sampler_name", options=sampling.all_samplers(), default="euler", tooltip="As in KSampler."),
+                io.Combo.Input("scheduler", options=sampling.offered_schedulers(), default="normal", tooltip="As in KSampler."),
                 io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Of the pictures."),
                 io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Of the pictures."),
                 io.Int.Input("columns", default=4, min=1, max=64, tooltip="Prompts per row of the grid."),

@@ -9,7 +9,7 @@ import comfy.utils
 import torch
 
 from .layers import ROOT
-from .patches import ProjectionAdapter, edits_of, effective_weight
+from .patches import edits_of, effective_weight
 
 MATTERS = 0.1  # of what an edit takes out of a weight; above it a warning
 
@@ -47,7 +47,6 @@ def residual(model) -> Residual | None:
             continue
         dtype = str(stored).removeprefix("torch.")
         entry = model.patches[key][positions[-1]]
-        assert isinstance(entry[1], ProjectionAdapter)
         m, side = entry[1].weights[1], entry[1].weights[2]
         part = (lambda w, m=m: m.T @ w) if side == "left" else (lambda w, m=m: w @ m)
         before, exact = effective_weight(model, key, positions[-1], own), effective_weight(model, key, None, own)

@@ -12,7 +12,7 @@ from ...pure_core.prompts import Prompts
 from .layers import Layer
 from .recording import record, recordable_layers
 from .reporting import Progress
-from .sampling import Trajectory, encode, encode_all, start_noise
+from .sampling import Trajectory, encode, encode_all, jobs_of, start_noise
 
 
 def common_layers(original, edited) -> list[Layer]:
@@ -30,8 +30,7 @@ def measure_leakage(original, edited, clip, concept: Prompts, retain: Prompts, t
     layers = common_layers(original, edited)
     finding, measuring = leakage.split_probes(concept)
     conditioning = encode_all(clip, concept, retain)
-    jobs = {"find": finding, "concept": measuring, "retain": retain}
-    jobs = {role: [(text, j) for _, text in probes.pairs for j in range(trajectory.latents)] for role, probes in jobs.items()}
+    jobs = {role: jobs_of(probes, trajectory.latents) for role, probes in (("find", finding), ("concept", measuring), ("retain", retain))}
     batches = {role: -(-len(part) // trajectory.batch_size) for role, part in jobs.items()}
     progress = Progress(original, (sum(batches.values()) + batches["concept"] + batches["retain"]) * trajectory.recorded_steps)
     fed: dict[str, list] = {role: [] for role in ("concept", "retain")}

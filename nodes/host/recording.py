@@ -16,13 +16,13 @@ from ...pure_core.moments import MomentsFitter
 from ...pure_core.prompts import Prompts
 from .layers import Layer, cross_attention_layers, fingerprint, refuse_replaced_attention, unet_of
 from .reporting import Progress
-from .sampling import Trajectory, batched, encode_all, sample, start_noise
+from .sampling import Trajectory, batched, encode_all, jobs_of, sample, start_noise
 
 
 def capture(model, clip, prompts: Prompts, trajectory: Trajectory) -> Activations:
     """The moments of every cross-attention layer over prompts x latents x recorded steps; the MODEL is left as it was."""
     layers = recordable_layers(model)
-    jobs = [(text, j) for _, text in prompts.pairs for j in range(trajectory.latents)]
+    jobs = jobs_of(prompts, trajectory.latents)
     moments = record(model, layers, encode_all(clip, prompts), jobs, trajectory, MomentsFitter)
     provenance = {**trajectory.__dict__, "role": prompts.role, "concepts": list(prompts.concepts), "prompts": [p for _, p in prompts.pairs],
                   "context_width": layers[0].context, "fingerprint": fingerprint(model, layers), "model": type(model.model).__name__}

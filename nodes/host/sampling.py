@@ -50,9 +50,19 @@ def offered_samplers() -> list[str]:
     return [s for s in SAMPLERS if s in comfy.samplers.SAMPLER_NAMES]
 
 
+def all_samplers() -> list[str]:
+    """KSampler's, for drawing."""
+    return list(comfy.samplers.KSampler.SAMPLERS)
+
+
 def offered_schedulers() -> list[str]:
     """Those of this host."""
     return list(comfy.samplers.SCHEDULER_NAMES)
+
+
+def jobs_of(prompts: Prompts, latents: int) -> list[tuple[str, int]]:
+    """Every (prompt, latent) pair that a capture runs."""
+    return [(text, j) for _, text in prompts.pairs for j in range(latents)]
 
 
 def encode_all(clip, *probes: Prompts) -> dict[str, tuple[torch.Tensor, dict]]:

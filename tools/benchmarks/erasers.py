@@ -128,8 +128,7 @@ class Eraser:
             trajectory = sampling.Trajectory(**{k: pooled.provenance[k] for k in sampling.Trajectory.__dataclass_fields__ if k != "batch_size"}, batch_size=self.settings["batch_size"])
             prompts = run(ConceptPrompts, concepts=anchors.lines, role=role, **dict(anchors.inputs))[0]
             layers = recording.recordable_layers(self.model)
-            jobs = [(text, j) for _, text in prompts.pairs for j in range(trajectory.latents)]
-            moments = recording.record(self.model, layers, sampling.encode_all(self.clip, prompts), jobs, trajectory, MomentsFitter, recorder=PerPosition(layers))
+            moments = recording.record(self.model, layers, sampling.encode_all(self.clip, prompts), sampling.jobs_of(prompts, trajectory.latents), trajectory, MomentsFitter, recorder=PerPosition(layers))
             self._captured[key] = Activations(moments, pooled.heads, pooled.provenance)
         return self._captured[key]
 
