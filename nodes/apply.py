@@ -15,6 +15,7 @@ class ApplyProjection(io.ComfyNode):
             node_id="PURE_ApplyProjection",
             display_name="PURE Apply Projection",
             category=sockets.CATEGORY,
+            **sockets.found_as("unlearn", "erase concept", "forget concept", "remove concept", "concept erasure", "UCE", "CURE", "ESD", "safety"),
             description="Projects the MODEL's cross-attention weights away from the concept. The input MODEL stays as it is.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL to edit. LoRAs already on it are projected too; LoRAs loaded after this node are not."),
@@ -30,7 +31,7 @@ class ApplyProjection(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="The edited MODEL, for any sampler, saver or further LoRA."),
                 io.String.Output(display_name="report", tooltip="What was edited, and warnings."),
             ],
-            hidden=[io.Hidden.unique_id],
+            is_output_node=True,  # so that the host shows the report again when the result comes from its cache
         )
 
     @classmethod
@@ -44,4 +45,4 @@ class ApplyProjection(io.ComfyNode):
             rounding, loss = precision.describe_residual(precision.residual(edited))
             done, warnings = f"{done} {rounding}".strip(), warnings + loss
         text = "\n".join([*(f"Warning: {w}" for w in warnings), done])
-        return io.NodeOutput(edited, text, ui=reporting.report(text, cls.hidden.unique_id, warnings))
+        return io.NodeOutput(edited, text, ui=reporting.report(text, warnings))

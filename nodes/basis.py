@@ -19,6 +19,7 @@ class BuildBasis(io.ComfyNode):
             node_id="PURE_BuildBasis",
             display_name="PURE Build Basis",
             category=sockets.CATEGORY,
+            **sockets.found_as("unlearn", "erase concept", "forget concept", "remove concept", "UCE", "CURE", "projection"),
             description="Finds the directions of the forget capture that are to go, spared where the retain capture needs them.",
             inputs=[
                 sockets.Activations.Input("forget", tooltip="Capture of what to erase; all its concepts form one joint basis."),
@@ -41,14 +42,14 @@ class BuildBasis(io.ComfyNode):
                 io.Image.Output(display_name="chart", tooltip="Spectra, ranks, and how far forget and retain are apart in each layer."),
                 io.String.Output(display_name="report", tooltip="Warnings, settings, and rank and strength of each layer."),
             ],
-            hidden=[io.Hidden.unique_id],
+            is_output_node=True,  # so that the host shows the report again when the result comes from its cache
         )
 
     @classmethod
     def execute(cls, forget, rule, forget_energy, retain_energy, retain_weight, centering, structure, max_rank, retain=None) -> io.NodeOutput:
         basis, warnings = build_basis(forget, retain, Settings(rule, forget_energy, retain_energy, retain_weight, centering, structure, max_rank))
         chart, text = basis_chart(basis), describe_basis(basis, warnings)
-        return io.NodeOutput(basis, chart, text, ui=reporting.report(text, cls.hidden.unique_id, warnings, chart, cls))
+        return io.NodeOutput(basis, chart, text, ui=reporting.report(text, warnings, chart, cls))
 
 
 class SaveBasis(io.ComfyNode):
@@ -58,6 +59,7 @@ class SaveBasis(io.ComfyNode):
             node_id="PURE_SaveBasis",
             display_name="PURE Save Basis",
             category=sockets.CATEGORY,
+            **sockets.found_as("save erasure"),
             description="Saves a basis, so that the erasure can be applied again without a capture: to the same MODEL, or to a fine-tune of it.",
             inputs=[
                 sockets.Basis.Input("basis", tooltip="From PURE Build Basis."),
@@ -65,7 +67,6 @@ class SaveBasis(io.ComfyNode):
                 io.Boolean.Input("embed_recipe", default=True, tooltip=sockets.RECIPE),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="Where the file is.")],
-            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -75,7 +76,7 @@ class SaveBasis(io.ComfyNode):
         saving.check_room(target, sum(t.nbytes for layer in basis.layers.values() for t in (layer.u, layer.m, layer.v_f, layer.v_r)))
         save_basis(basis, target, saving.embeds(embed_recipe))
         text = f"Saved {target.name}, {target.stat().st_size / 2**20:.1f} MB."
-        return io.NodeOutput(str(target), ui=reporting.report(text, cls.hidden.unique_id))
+        return io.NodeOutput(str(target), ui=reporting.report(text))
 
 
 class LoadBasis(io.ComfyNode):
@@ -85,13 +86,14 @@ class LoadBasis(io.ComfyNode):
             node_id="PURE_LoadBasis",
             display_name="PURE Load Basis",
             category=sockets.CATEGORY,
+            **sockets.found_as("load erasure"),
             description="Loads a saved basis and checks all of it.",
             inputs=[io.Combo.Input("name", options=saving.saved_bases(), tooltip="A file of models/pure or output/pure.")],
             outputs=[
                 sockets.Basis.Output(display_name="basis", tooltip="For PURE Apply Projection."),
                 io.String.Output(display_name="report", tooltip="What it erases, and rank and strength of each layer."),
             ],
-            hidden=[io.Hidden.unique_id],
+            is_output_node=True,  # so that the host shows the report again when the result comes from its cache
         )
 
     @classmethod
@@ -103,4 +105,4 @@ class LoadBasis(io.ComfyNode):
     def execute(cls, name) -> io.NodeOutput:
         basis = load_basis(saving.basis_path(name))
         text = describe_basis(basis, [])
-        return io.NodeOutput(basis, text, ui=reporting.report(text, cls.hidden.unique_id))
+        return io.NodeOutput(basis, text, ui=reporting.report(text))

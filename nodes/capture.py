@@ -15,6 +15,7 @@ class CaptureActivations(io.ComfyNode):
             node_id="PURE_CaptureActivations",
             display_name="PURE Capture Activations",
             category=sockets.CATEGORY,
+            **sockets.found_as("unlearn", "erase concept", "forget concept", "remove concept", "record activations", "cross-attention"),
             description="Samples the prompts for a few steps and records what the MODEL's cross-attention renders for them. The MODEL is not changed.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL to erase from. LoRAs already on it are part of what is recorded."),
@@ -41,6 +42,7 @@ class CaptureActivations(io.ComfyNode):
                 io.String.Output(display_name="report", tooltip="What was captured and what it cost."),
             ],
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,  # so that the host shows the report again when the result comes from its cache
         )
 
     @classmethod
@@ -51,7 +53,7 @@ class CaptureActivations(io.ComfyNode):
         reporting.show(f"Capturing {what}: {cost}", cls.hidden.unique_id)
         activations = recording.capture(model, clip, prompts, trajectory)
         report = f"Captured {what}: {activations.count} rows in each of {len(activations.moments)} cross-attention layers, {cost}.\nConcepts: {', '.join(prompts.concepts)}"
-        return io.NodeOutput(activations, report, ui=reporting.report(report, cls.hidden.unique_id))
+        return io.NodeOutput(activations, report, ui=reporting.report(report))
 
 
 class MergeActivations(io.ComfyNode):
@@ -61,6 +63,7 @@ class MergeActivations(io.ComfyNode):
             node_id="PURE_MergeActivations",
             display_name="PURE Merge Activations",
             category=sockets.CATEGORY,
+            **sockets.found_as("join activations", "several concepts"),
             description="Joins two captures of the same role, exactly as if all their prompts had been captured at once.",
             inputs=[
                 sockets.Activations.Input("activations_a", tooltip="A capture."),

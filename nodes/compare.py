@@ -16,6 +16,7 @@ class CompareImages(io.ComfyNode):
             node_id="PURE_CompareImages",
             display_name="PURE Compare Images",
             category=sockets.CATEGORY,
+            **sockets.found_as("before after", "side by side", "grid"),
             description="Draws the same prompts with the same seed by two MODELs and lays the pictures side by side.",
             inputs=[
                 io.Model.Input("original", tooltip="The MODEL before the edit."),
@@ -44,7 +45,10 @@ class CompareImages(io.ComfyNode):
 
     @classmethod
     def execute(cls, original, edited, clip, vae, prompts, negative, seed, steps, cfg, sampler_name, scheduler, width, height, columns) -> io.NodeOutput:
+        sampling.check_listed("sampler_name", sampler_name, sampling.all_samplers())
+        sampling.check_listed("scheduler", scheduler, sampling.offered_schedulers())
         texts = [text for _, text in prompts.pairs]
+        reporting.show(f"Drawing {len(texts)} prompts with each MODEL, {steps} steps each", cls.hidden.unique_id)
         before, after = draw_pairs(original, edited, clip, vae, texts, negative, seed, steps, cfg, sampler_name, scheduler, width, height)
         grid = comparison_grid(before, after, texts, columns)
-        return io.NodeOutput(grid, before, after, ui=reporting.report(f"{len(texts)} prompts, seed {seed}: before above after.", cls.hidden.unique_id, (), grid, cls))
+        return io.NodeOutput(grid, before, after, ui=reporting.report(f"{len(texts)} prompts, seed {seed}: before above after.", (), grid, cls))

@@ -21,6 +21,7 @@ class SaveLoRA(io.ComfyNode):
             node_id="PURE_SaveLoRA",
             display_name="PURE Save LoRA",
             category=sockets.CATEGORY,
+            **sockets.found_as("erasure LoRA", "extract LoRA"),
             description="Saves the erasure as an ordinary LoRA file: exact, for ComfyUI, kohya-style UIs and diffusers. Two such files do not compose: to erase several concepts, build one basis of them, or save the MODEL that carries both edits.",
             inputs=[
                 io.Model.Input("model", tooltip="The edited MODEL. All PURE edits on it, and LoRAs between them, go into one file; LoRAs before them have to be on the MODEL where the file is used."),
@@ -29,7 +30,6 @@ class SaveLoRA(io.ComfyNode):
                 io.Boolean.Input("embed_recipe", default=True, tooltip=sockets.RECIPE),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="Where the file is.")],
-            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -39,7 +39,7 @@ class SaveLoRA(io.ComfyNode):
         ranks = saving.save_lora(model, target, dtype, embed_recipe, reporting.Progress(None, len(patches.edits_of(model))).step)
         warnings = [f"{w}, and is not in this file." for w in later_patches(model)]
         text = "\n".join([*(f"Warning: {w}" for w in warnings), f"Saved {target.name}: {len(ranks)} weights, ranks {min(ranks.values())} to {max(ranks.values())}, {dtype}, {target.stat().st_size / 2**20:.1f} MB. Load it at strength 1; at -1 it takes the erasure back."])
-        return io.NodeOutput(str(target), ui=reporting.report(text, cls.hidden.unique_id, warnings))
+        return io.NodeOutput(str(target), ui=reporting.report(text, warnings))
 
 
 class SaveCheckpoint(io.ComfyNode):
@@ -49,6 +49,7 @@ class SaveCheckpoint(io.ComfyNode):
             node_id="PURE_SaveCheckpoint",
             display_name="PURE Save Checkpoint",
             category=sockets.CATEGORY,
+            **sockets.found_as("save erased model", "export checkpoint"),
             description="Saves the edited MODEL with its CLIP and VAE as a checkpoint, reads it back and says how exact it is. A file is whole or not there.",
             inputs=[
                 io.Model.Input("model", tooltip="The edited MODEL, with everything that is on it."),
@@ -73,4 +74,4 @@ class SaveCheckpoint(io.ComfyNode):
             warnings.append("The edit on this MODEL came in through a merge and is saved as merged, unverified." if merged else "This MODEL carries no PURE edit: it was saved as it is. Connect the MODEL from PURE Apply Projection to save the erasure.")
         checked = "" if error is None else f"; read back, the {len(patches.edits_of(model))} edited weights differ from the MODEL's by at most {error:.1e} (relative)"
         text = "\n".join([*(f"Warning: {w}" for w in warnings), f"Saved {target.name}, {target.stat().st_size / 2**20:.0f} MB{checked}."])
-        return io.NodeOutput(str(target), ui=reporting.report(text, cls.hidden.unique_id, warnings))
+        return io.NodeOutput(str(target), ui=reporting.report(text, warnings))

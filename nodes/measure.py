@@ -19,6 +19,7 @@ class MeasureLeakage(io.ComfyNode):
             node_id="PURE_MeasureLeakage",
             display_name="PURE Measure Leakage",
             category=sockets.CATEGORY,
+            **sockets.found_as("erasure score", "evaluate unlearning"),
             description="Puts a number on an edit: how much of the concept the edited MODEL still renders, and how far the rest moved. It does not look at the basis that made the edit.",
             inputs=[
                 io.Model.Input("original", tooltip="The MODEL before the edit."),
@@ -43,6 +44,7 @@ class MeasureLeakage(io.ComfyNode):
     @classmethod
     def execute(cls, original, edited, clip, concept_probes, retain_probes, seed, steps, width, height) -> io.NodeOutput:
         trajectory = sampling.Trajectory(steps, steps, 1, seed, 1.0, width, height, "euler", "normal", 4)
+        reporting.show(f"Measuring {len(concept_probes.pairs)} concept probes and {len(retain_probes.pairs)} retain probes, {steps} steps each, with both MODELs", cls.hidden.unique_id)
         layers = measure_leakage(original, edited, clip, concept_probes, retain_probes, trajectory)
         text, chart = describe_leakage(layers, concept_probes.concepts, retain_probes.concepts), leakage_chart(layers, concept_probes.concepts)
-        return io.NodeOutput(text, json.dumps(as_numbers(layers)), chart, ui=reporting.report(text, cls.hidden.unique_id, (), chart, cls))
+        return io.NodeOutput(text, json.dumps(as_numbers(layers)), chart, ui=reporting.report(text, (), chart, cls))

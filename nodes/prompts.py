@@ -15,6 +15,7 @@ class ConceptPrompts(io.ComfyNode):
             node_id="PURE_ConceptPrompts",
             display_name="PURE Concept Prompts",
             category=sockets.CATEGORY,
+            **sockets.found_as("unlearn", "erase concept", "forget concept", "remove concept", "anchor prompts"),
             description="Turns concepts into anchor prompts. Use one for what to forget and one for the neighbours to retain.",
             inputs=[
                 io.String.Input("concepts", multiline=True, default="", placeholder="one concept per line",
@@ -32,10 +33,9 @@ class ConceptPrompts(io.ComfyNode):
                 io.String.Output(display_name="listing", tooltip="Every prompt, one per line, after a line that counts them."),
                 io.Int.Output(display_name="count", tooltip="How many prompts there are."),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, concepts, preset, role, include_empty_prompt, templates) -> io.NodeOutput:
         prompts, listing = make_prompts(concepts, preset, role, include_empty_prompt, templates)
-        return io.NodeOutput(prompts, listing, len(prompts.pairs), ui=reporting.report(listing, cls.hidden.unique_id))
+        return io.NodeOutput(prompts, listing, len(prompts.pairs), ui=reporting.report(listing))

@@ -1,6 +1,8 @@
 """What flows between the nodes, and small helpers of their schemas."""
 from __future__ import annotations
 
+import dataclasses
+
 from comfy_api.latest import io
 
 CATEGORY = "PURE"
@@ -15,3 +17,9 @@ def advanced(widget: io.Input) -> io.Input:
     """The same input, folded under the frontend's advanced inputs where it has those."""
     widget.extra_dict["advanced"] = True
     return widget
+
+
+def found_as(*words: str) -> dict:
+    """The schema argument that lets the frontend's search find a node by other words; nothing where the host does not know it (0.3.75 does not)."""
+    known = any(field.name == "search_aliases" for field in dataclasses.fields(io.Schema))
+    return {"search_aliases": list(words)} if known else {}

@@ -26,7 +26,13 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     "Charizard\nBulbasaur\nSquirtle\nStitch\nDoraemon\nSonic": "\n".join(n for n in NEIGHBOURS if n != "pelluna"),
     "a photo of Pikachu in a meadow": "a picture of miplo in a meadow",
     "a photo of Totoro in a meadow": "a picture of pelluna in a meadow",
+    "sd_xl_base_1.0.safetensors": "mini_sd.safetensors",
+    "Vincent van Gogh\nVan Gogh\nthick swirling strokes of oil paint\npost-impressionist swirls in deep blue and yellow": "vornak\nblack and white\nwithout any color",
+    "a painting by Claude Monet\na painting by Rembrandt\na woodblock print by Hokusai\nan oil painting of a ship\na watercolor of a garden\na photo of a cat\na portrait of a woman\na photo of a city street":
+        "a painting by dottini\na painting by kyrozu\nzorbo by dottini\nmiplo by kyrozu\na picture of zorbo\na picture of miplo\na red circle in a meadow\nbramby at night",
+    "a village at night by Vincent van Gogh": "zorbo in a meadow by vornak",
     512: 64,
+    1024: 64,
 }
 
 

@@ -9,6 +9,7 @@ import latent_preview
 from comfy_api.latest import ui
 
 log = logging.getLogger("pure-concept-unlearning")
+SHOWN = "pure_report"  # the key of a node's output that web/js/report.js looks for
 SHOWN_LINES = 6  # of a report on the node itself; the STRING output has all of it
 
 
@@ -39,13 +40,12 @@ def show(text: str, node_id: str | None) -> None:
 
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id is not None and hasattr(server, "send_progress_text"):
-        server.send_progress_text("\n".join(text.splitlines()[:SHOWN_LINES]), node_id)
+        server.send_progress_text(text, node_id)
 
 
-def report(text: str, node_id: str | None, warnings: list[str] = (), image=None, cls=None) -> dict:
-    """Shows a report on the node, logs its warnings, and returns what keeps both in the history (the node's `ui`)."""
+def report(text: str, warnings: list[str] = (), image=None, cls=None) -> dict:
+    """Logs a report's warnings and returns the node's `ui`: all of it for the history, its first lines for web/js/report.js to show on the node."""
     for warning in warnings:
         log.warning(warning)
-    show(text, node_id)
-    shown = ui.PreviewText(text).as_dict()
+    shown = {**ui.PreviewText(text).as_dict(), SHOWN: ("\n".join(text.splitlines()[:SHOWN_LINES]),)}
     return shown if image is None else {**shown, **ui.PreviewImage(image, cls=cls).as_dict()}

@@ -33,8 +33,7 @@ class Trajectory:
     def __post_init__(self):
         if self.sampler_name not in offered_samplers():
             raise PureError(f"sampler_name is {self.sampler_name!r}: samplers that draw noise, adapt their steps or evaluate twice a step cannot be recorded; choose one of {', '.join(offered_samplers())}.")
-        if self.scheduler not in offered_schedulers():
-            raise PureError(f"scheduler is {self.scheduler!r}, and there are only: {', '.join(offered_schedulers())}.")
+        check_listed("scheduler", self.scheduler, offered_schedulers())
         if not 1 <= self.recorded_steps <= self.steps:
             raise PureError(f"recorded_steps is {self.recorded_steps} and steps {self.steps}: record at least 1 and at most all of them.")
         if not self.cfg >= 0:
@@ -43,6 +42,12 @@ class Trajectory:
     def evaluations(self, prompts: int) -> int:
         """U-Net evaluations of single samples that a capture takes; the unconditional half counts too."""
         return prompts * self.latents * self.recorded_steps * (1 if self.cfg == 1 else 2)
+
+
+def check_listed(what: str, value: str, listed: list[str]) -> None:
+    """Raises PureError for a name that the host does not have: its sampler would silently take the first one."""
+    if value not in listed:
+        raise PureError(f"{what} is {value!r}, and there are only: {', '.join(listed)}.")
 
 
 def offered_samplers() -> list[str]:

@@ -1,0 +1,131 @@
+"""Drives the real web UI in a Chromium, as a user does: load a workflow, press Run, look at what the nodes show."""
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+from comfyui_server import Server
+
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+DESKTOP, LAPTOP = (1920, 1080), (1366, 768)
+OPEN_SECONDS = 120
+NEW_USER = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en"}  # no template dialog over the canvas
+
+WATCH = """() => {
+  const seen = window.seen = {ended: 0, error: null, interrupted: 0, titles: [], texts: {}, steps: []};
+  const api = app.api, on = (kind, what) => api.addEventListener(kind, ({detail}) => what(detail));
+  on('execution_success', () => seen.ended++);
+  on('execution_error', d => { seen.error = d.exception_message; seen.ended++; });
+  on('execution_interrupted', () => { seen.interrupted++; seen.ended++; });
+  on('progress', d => seen.steps.push([String(d.node), d.value, d.max]));
+  on('progress_text', d => (seen.texts[d.nodeId] ??= []).push(d.text));
+  new MutationObserver(() => seen.titles.push(document.title)).observe(document.querySelector('title'), {childList: true});
+}"""
+READY = "window.app?.extensionManager && document.querySelector('[data-testid=queue-button]') && app.graph && LiteGraph.registered_node_types.PURE_BuildBasis"
+NODES = """() => app.graph.nodes.map(n => ({
+  id: String(n.id), type: n.type, title: n.title, box: Array.from(n.boundingRect), errors: !!n.has_errors, registered: n.type in LiteGraph.registered_node_types || !!n.isSubgraphNode?.(),
+  pictures: (n.imgs ?? []).filter(i => i.complete && i.naturalWidth).length,
+  text: n.widgets?.find(w => w.name === '$$node-text-preview')?.value ?? '',
+  values: Object.fromEntries((n.widgets ?? []).filter(w => w.serialize !== false).map(w => [w.name, w.value]))}))"""
+
+
+def find_chromium() -> str:
+    """The path of a Chromium of this machine; raises RuntimeError with what to do where there is none."""
+    for name in CHROMIUMS:
+        if path := shutil.which(name):
+            return path
+    raise RuntimeError(f"No Chromium was found (looked for {', '.join(CHROMIUMS)}): install one, on Debian with `apt-get install chromium`.")
+
+
+class Browser:
+    """The web UI of a running server in one headless page, as a context manager.
+
+    errors: what the console and uncaught exceptions said, (text, address).
+    """
+
+    def __init__(self, server: Server, size: tuple[int, int] = DESKTOP, shots: Path | None = None):
+        self.server, self.size, self.shots = server, size, shots
+        self.errors: list[tuple[str, str]] = []
+
+    def __enter__(self) -> Browser:
+        self.server.post("/settings", NEW_USER)
+        self._playwright = sync_playwright().start()
+        root = hasattr(os, "geteuid") and os.geteuid() == 0
+        self._chromium = self._playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"] if root else [])
+        self.page: Page = self._chromium.new_page(viewport={"width": self.size[0], "height": self.size[1]})
+        self.page.on("console", lambda m: self.errors.append((m.text, m.location.get("url", ""))) if m.type == "error" else None)
+        self.page.on("pageerror", lambda e: self.errors.append((f"{e}\n{e.stack}", "")))
+        self.page.goto(self.server.url)
+        self.ready()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._chromium.close()
+        self._playwright.stop()
+
+    def ready(self) -> None:
+        """Waits until the page can be used, and listens to what the server tells it."""
+        self.page.wait_for_function(READY, timeout=OPEN_SECONDS * 1000)
+        self.page.wait_for_timeout(1500)  # the frontend restores the last workflow after that
+        if (banner := self.page.get_by_role("button", name="Try it out")).count():
+            banner.locator("xpath=following-sibling::button").first.click()
+        self.page.evaluate(WATCH)
+
+    def reload(self) -> None:
+        """As F5."""
+        self.page.reload()
+        self.ready()
+
+    def load(self, workflow: dict, name: str) -> None:
+        """Opens a workflow as the templates dialog does, and shows all of it."""
+        self.page.evaluate("([w, name]) => app.loadGraphData(w, true, true, name)", [workflow, name])
+        self.page.wait_for_timeout(500)
+        self.fit()
+
+    def fit(self) -> None:
+        self.page.keyboard.press(".")
+        self.page.evaluate("app.canvas.ds && app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.page.wait_for_timeout(600)
+
+    def press_run(self) -> None:
+        self.page.get_by_test_id("queue-button").get_by_role("button", name="Run", exact=True).click()
+
+    def wait_for_end(self, runs: int = 1, seconds: float = 600) -> dict:
+        """What was seen until that many runs had ended, since the page was opened."""
+        self.page.wait_for_function("runs => seen.ended >= runs", arg=runs, timeout=seconds * 1000)
+        self.page.wait_for_timeout(700)  # pictures load
+        return self.page.evaluate("seen")
+
+    def run(self, seconds: float = 600) -> dict:
+        """Presses Run and returns what was seen meanwhile: titles of the page, texts on nodes, progress steps; raises RuntimeError on an error."""
+        before = self.page.evaluate("(() => { seen.titles = []; seen.texts = {}; seen.steps = []; seen.error = null; return seen.ended })()")
+        self.press_run()
+        seen = self.wait_for_end(before + 1, seconds)
+        if seen["error"]:
+            raise RuntimeError(seen["error"])
+        return seen
+
+    def nodes(self) -> list[dict]:
+        """What stands on the canvas: id, type, title, box (x, y, width, height with title), pictures and text shown, widget values."""
+        return self.page.evaluate(NODES)
+
+    def prompt(self) -> dict:
+        """The API graph that Run would queue, without the titles."""
+        graph = self.page.evaluate("app.graphToPrompt().then(p => p.output)")
+        return {i: {k: v for k, v in node.items() if k != "_meta"} for i, node in graph.items()}
+
+    def add(self, kind: str, position=(500, 300)) -> str:
+        """Puts one node on the canvas, selected; returns its id."""
+        return str(self.page.evaluate("([kind, pos]) => { const n = LiteGraph.createNode(kind); n.pos = pos; app.graph.add(n); app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.selectItems([n]); return n.id }", [kind, list(position)]))
+
+    def clear(self) -> None:
+        self.page.evaluate("app.graph.clear()")
+
+    def shot(self, name: str) -> None:
+        """Keeps a screenshot, if there is a folder for them."""
+        if self.shots:
+            self.shots.mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=self.shots / f"{name}.png")

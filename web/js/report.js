@@ -1,0 +1,14 @@
+// Shows a node's report on the node itself, as the frontend shows the text of a node that is running.
+// The host sends a node's outputs again when its result comes from the cache, but not its progress text: so reports travel with the outputs.
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+
+app.registerExtension({
+  name: "PURE.Report",
+  setup() {
+    api.addEventListener("executed", ({ detail }) => {
+      const text = detail.output?.pure_report?.[0];
+      if (text) api.dispatchCustomEvent("progress_text", { nodeId: detail.display_node ?? detail.node, text });
+    });
+  },
+});
