@@ -10,9 +10,9 @@ nox.options.default_venv_backend = "none"
 ROOT = Path(__file__).parent
 
 
-def host_python(session: nox.Session) -> str:
+def host_python(session: nox.Session, *options: str) -> str:
     """Sets the host up (seconds when it is there) and returns its Python."""
-    session.run(sys.executable, "tools/get_comfyui.py", external=True)
+    session.run(sys.executable, "tools/get_comfyui.py", *options, external=True)
     return json.loads((ROOT / ".comfyui" / "host.json").read_text(encoding="utf-8"))["python"]
 
 
@@ -24,8 +24,8 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests; arguments after -- go to pytest."""
-    session.run(host_python(session), "-m", "pytest", *session.posargs, external=True, env={"OMP_WAIT_POLICY": "passive"})
+    """All tests; arguments after -- go to pytest. The web UI's need a Chromium."""
+    session.run(host_python(session, "--browser"), "-m", "pytest", *session.posargs, external=True, env={"OMP_WAIT_POLICY": "passive"})
 
 
 @nox.session

@@ -1,15 +1,17 @@
 """Drives the real web UI in a Chromium, as a user does: load a workflow, press Run, look at what the nodes show."""
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import Page, sync_playwright
 
 from comfyui_server import Server
+from get_comfyui import find_chromium
 
-CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 DESKTOP, LAPTOP = (1920, 1080), (1366, 768)
 OPEN_SECONDS = 120
 NEW_USER = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en"}  # no template dialog over the canvas
@@ -24,7 +26,7 @@ WATCH = """() => {
   on('progress_text', d => (seen.texts[d.nodeId] ??= []).push(d.text));
   new MutationObserver(() => seen.titles.push(document.title)).observe(document.querySelector('title'), {childList: true});
 }"""
-READY = "window.app?.extensionManager && document.querySelector('[data-testid=queue-button]') && app.graph && LiteGraph.registered_node_types.PURE_BuildBasis"
+READY = "!!(window.app?.extensionManager && document.querySelector('[data-testid=queue-button]') && app.graph && LiteGraph.registered_node_types.PURE_BuildBasis)"
 NODES = """() => app.graph.nodes.map(n => ({
   id: String(n.id), type: n.type, title: n.title, box: Array.from(n.boundingRect), errors: !!n.has_errors, registered: n.type in LiteGraph.registered_node_types || !!n.isSubgraphNode?.(),
   pictures: (n.imgs ?? []).filter(i => i.complete && i.naturalWidth).length,
@@ -32,46 +34,39 @@ NODES = """() => app.graph.nodes.map(n => ({
   values: Object.fromEntries((n.widgets ?? []).filter(w => w.serialize !== false).map(w => [w.name, w.value]))}))"""
 
 
-def find_chromium() -> str:
-    """The path of a Chromium of this machine; raises RuntimeError with what to do where there is none."""
-    for name in CHROMIUMS:
-        if path := shutil.which(name):
-            return path
-    raise RuntimeError(f"No Chromium was found (looked for {', '.join(CHROMIUMS)}): install one, on Debian with `apt-get install chromium`.")
+@contextlib.contextmanager
+def chromium() -> Iterator[Chromium]:
+    """This machine's Chromium, headless; one at a time in a process."""
+    root = hasattr(os, "geteuid") and os.geteuid() == 0
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"] if root else [])
+        yield running
+        running.close()
 
 
 class Browser:
-    """The web UI of a running server in one headless page, as a context manager.
+    """The web UI of a running server in a page of a Chromium.
 
     errors: what the console and uncaught exceptions said, (text, address).
     """
 
-    def __init__(self, server: Server, size: tuple[int, int] = DESKTOP, shots: Path | None = None):
-        self.server, self.size, self.shots = server, size, shots
+    def __init__(self, running: Chromium, server: Server, size: tuple[int, int] = DESKTOP, shots: Path | None = None):
+        self.server, self.shots = server, shots
         self.errors: list[tuple[str, str]] = []
-
-    def __enter__(self) -> Browser:
-        self.server.post("/settings", NEW_USER)
-        self._playwright = sync_playwright().start()
-        root = hasattr(os, "geteuid") and os.geteuid() == 0
-        self._chromium = self._playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"] if root else [])
-        self.page: Page = self._chromium.new_page(viewport={"width": self.size[0], "height": self.size[1]})
+        server.post("/settings", NEW_USER)
+        self.page: Page = running.new_page(viewport={"width": size[0], "height": size[1]})
         self.page.on("console", lambda m: self.errors.append((m.text, m.location.get("url", ""))) if m.type == "error" else None)
         self.page.on("pageerror", lambda e: self.errors.append((f"{e}\n{e.stack}", "")))
         self.page.goto(self.server.url)
         self.ready()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._chromium.close()
-        self._playwright.stop()
 
     def ready(self) -> None:
         """Waits until the page can be used, and listens to what the server tells it."""
         self.page.wait_for_function(READY, timeout=OPEN_SECONDS * 1000)
         self.page.wait_for_timeout(1500)  # the frontend restores the last workflow after that
-        if (banner := self.page.get_by_role("button", name="Try it out")).count():
-            banner.locator("xpath=following-sibling::button").first.click()
+        banner = self.page.locator("div:has(> button:text('Try it out')) + button")
+        if banner.count():
+            banner.click()  # the cross of an advertisement that covers the top
         self.page.evaluate(WATCH)
 
     def reload(self) -> None:

@@ -28,8 +28,8 @@ class ServerError(RuntimeError):
 class Server:
     """A running server, as a context manager: `with Server() as server: server.run(graph)`."""
 
-    def __init__(self, base: Path | None = None):
-        self.host = Host.load()
+    def __init__(self, base: Path | None = None, arguments: tuple[str, ...] = ()):
+        self.host, self.arguments = Host.load(), arguments
         self.base = Path(base or self.host.base)
         handle, log = tempfile.mkstemp(prefix="comfyui-", suffix=".log")
         os.close(handle)
@@ -41,7 +41,7 @@ class Server:
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [self.host.python, str(Path(self.host.source) / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch",
-                   "--base-directory", str(self.base), "--disable-api-nodes"]
+                   "--base-directory", str(self.base), "--disable-api-nodes", *self.arguments]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=self.host.source, stdout=log, stderr=subprocess.STDOUT, env=self.host.environment())
         end = time.monotonic() + START_SECONDS

