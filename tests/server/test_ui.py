@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 import workflows
+from browser import DESKTOP, LAPTOP
 from get_comfyui import PROJECT
 
 NODES = sorted(path.stem for path in (PROJECT / "web" / "docs").glob("*.md"))
@@ -83,8 +84,7 @@ def test_a_graph_keeps_every_value_over_a_reload(site):
     assert ui.prompt() == before
 
 
-def test_cancelled_in_mid_capture_the_ui_is_usable_and_the_second_run_is_right(site):
-    server, ui = site
+def test_cancelled_in_mid_capture_the_ui_is_usable_and_the_second_run_is_right(server, ui):
     ui.load(small(seed=11, concepts="miplo\nazure square critter\nboxy blue creature"), "cancelled")
     before = ui.page.evaluate("(() => { seen.steps = []; return {ended: seen.ended, interrupted: seen.interrupted} })()")
     ui.press_run()
@@ -103,8 +103,7 @@ def test_cancelled_in_mid_capture_the_ui_is_usable_and_the_second_run_is_right(s
     assert np.abs(shown[0] - shown[2]).mean() > 2  # before and after
 
 
-def test_reports_and_charts_are_shown_again_when_the_result_comes_from_the_cache(site):
-    ui = site[1]
+def test_reports_and_charts_are_shown_again_when_the_result_comes_from_the_cache(ui):
     ui.load(small(seed=12), "cached")
     ui.run()
     first = {n["id"]: (n["text"], n["pictures"]) for n in ui.nodes()}
@@ -118,9 +117,8 @@ def test_reports_and_charts_are_shown_again_when_the_result_comes_from_the_cache
     assert all(again[i] == first[i] and first[i][0] for i in ("4", "5", "6", "7")) and again["6"][1] == 1
 
 
-def test_a_report_follows_a_change_back_to_a_cached_setting(site):
+def test_a_report_follows_a_change_back_to_a_cached_setting(ui):
     """A text left over from another setting would be a lie."""
-    ui = site[1]
     ui.load(small(seed=12), "strength")
     ui.run()
     text = {n["id"]: n["text"] for n in ui.nodes()}["7"]
@@ -130,8 +128,7 @@ def test_a_report_follows_a_change_back_to_a_cached_setting(site):
     assert "strength 0.5" in {n["id"]: n["text"] for n in ui.nodes()}["7"]
 
 
-def test_the_blueprint_is_found_dropped_in_and_runs(site):
-    server, ui = site
+def test_the_blueprint_is_found_dropped_in_and_runs(server, ui):
     workflow = small(seed=13)
     kept = {1, 8, 9, 10, 12, 14, 16}  # loader, prompts, latent, and the edited MODEL's sampler, decoder, saver
     workflow["nodes"] = [n for n in workflow["nodes"] if n["id"] in kept]
@@ -176,8 +173,6 @@ def test_the_files_for_languages_are_served(server):
 
 def test_a_graph_fits_a_laptop(site):
     ui = site[1]
-    from browser import DESKTOP, LAPTOP
-
     ui.page.set_viewport_size(dict(zip(("width", "height"), LAPTOP)))
     try:
         ui.load(small(seed=12), "laptop")

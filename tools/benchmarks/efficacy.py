@@ -218,8 +218,9 @@ def leakage(pool: Pool, pure: Pure) -> str:
                 probes = [e["prompt"] for e in studio.prompts()["choose"]["name_free"][target][:3]]
                 got = pure.nodes.run(MeasureLeakage, original=pure.eraser().model, edited=model, clip=pure.eraser().clip, concept_probes=prompts([target, *probes], "forget"),
                                      retain_probes=prompts([c for c in CHARACTERS if c != target][:4], "retain"), steps=5, seed=77, width=64, height=64)[1]
+                weights = pure.nodes.narrow(model)
             measured.append(json.loads(got))
-            waiting.append(pool.see(pure.nodes.narrow(model), entries_of(target, "choose", {"each": 30, "others": 1, "sharing": 0, "shapes": 0})))
+            waiting.append(pool.see(weights, entries_of(target, "choose", {"each": 30, "others": 1, "sharing": 0, "shapes": 0})))
         seen = [judging.shares(f.result()) for f in waiting]
         left = [(s["named"].value + s["name_free"].value) / 2 for s in seen]
         pairs += [(m["leakage"], v) for m, v in zip(measured, left)]

@@ -146,6 +146,6 @@ class Eraser:
 
 
 def narrow(model) -> dict[str, torch.Tensor]:
-    """The narrow U-Net's key and value weights, from a MODEL's effective ones."""
-    parts, own = {"keys": "to_k", "values": "to_v"}, model.get_key_patches("diffusion_model.")
+    """The narrow U-Net's weights that an edit can change, from a MODEL's effective ones."""
+    parts, own = {"keys": "to_k", "values": "to_v", "output": "to_out.0"}, model.get_key_patches("diffusion_model.")
     return {f"{layer.name}.{part}.weight": studio.leading(effective_weight(model, layer.key(p), None, own)) for layer in cross_attention_layers(model) for p, part in parts.items()}

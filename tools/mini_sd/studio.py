@@ -56,10 +56,10 @@ def encode_text(texts: list[str]) -> torch.Tensor:
 
 
 def leading(weight: torch.Tensor) -> torch.Tensor:
-    """The block of a laid-out U-Net's key or value weight that is not zero, which is the narrow U-Net's weight."""
+    """The block of a laid-out U-Net's key, value (FULL, text width) or output (FULL, FULL) weight that is not zero, which is the narrow U-Net's weight."""
     if weight.shape[0] != FULL:
         raise ValueError(f"{tuple(weight.shape)} is not a cross-attention weight of the laid-out U-Net.")
-    return weight[:WIDTH, :TEXT].contiguous()
+    return weight[:WIDTH, : WIDTH if weight.shape[1] == FULL else TEXT].contiguous()
 
 
 def unet(weights: dict[str, torch.Tensor] | None = None) -> UNet:
