@@ -14,7 +14,7 @@ from get_comfyui import find_chromium
 
 DESKTOP, LAPTOP = (1920, 1080), (1366, 768)
 OPEN_SECONDS = 120
-NEW_USER = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en"}  # no template dialog over the canvas
+NEW_USER = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en"}  # nothing over the canvas
 
 WATCH = """() => {
   const seen = window.seen = {ended: 0, error: null, interrupted: 0, titles: [], texts: {}, steps: []};

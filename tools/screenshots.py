@@ -25,7 +25,6 @@ def main() -> None:
         ui.load(workflows.substitute(workflows.load("erase_a_character")), "erase_a_character")
         ui.run()
         ui.page.evaluate("([scale, offset]) => { app.canvas.ds.scale = scale; app.canvas.ds.offset = offset; app.canvas.setDirty(true, true) }", [SCALE, list(OFFSET)])
-        ui.page.get_by_role("button", name="Hide Minimap").click()
         ui.page.wait_for_timeout(1500)
         ui.page.screenshot(path=target)
     with Image.open(target) as picture:
