@@ -90,3 +90,10 @@ def test_the_measures_report_shows_on_the_node(mini, edited):
     text = report(MeasureLeakage, original=mini[0], edited=edited, clip=mini[1], concept_probes=prompts(CONCEPT, templates="{}"),
                   retain_probes=prompts("dorrit", role="retain", templates="{}"), steps=2, **SIZE)
     assert text.startswith("Leakage 0.") and "Retained: dorrit" in text
+
+
+@pytest.mark.parametrize("name", ["sampler_name", "scheduler"])
+def test_pictures_are_not_compared_with_another_sampler_than_the_one_asked_for(mini, edited, name):
+    """The host's own KSampler would silently take the first of its list."""
+    with pytest.raises(PureError, match=f"{name} is 'nonsense'"):
+        run(CompareImages, original=mini[0], edited=edited, clip=mini[1], vae=mini[2], prompts=prompts("zorbo", preset="free text"), **{"steps": 1, name: "nonsense"}, **SIZE)
