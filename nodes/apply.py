@@ -15,7 +15,7 @@ class ApplyProjection(io.ComfyNode):
             node_id="PURE_ApplyProjection",
             display_name="PURE Apply Projection",
             category=sockets.CATEGORY,
-            **sockets.found_as("unlearn", "erase concept", "forget concept", "remove concept", "concept erasure", "UCE", "CURE", "ESD", "safety"),
+            **sockets.found_as(*sockets.ERASE, "concept erasure", "UCE", "CURE", "ESD", "safety"),
             description="Projects the MODEL's cross-attention weights away from the concept. The input MODEL stays as it is.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL to edit. LoRAs already on it are projected too; LoRAs loaded after this node are not."),

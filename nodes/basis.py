@@ -19,7 +19,7 @@ class BuildBasis(io.ComfyNode):
             node_id="PURE_BuildBasis",
             display_name="PURE Build Basis",
             category=sockets.CATEGORY,
-            **sockets.found_as("unlearn", "erase concept", "forget concept", "remove concept", "UCE", "CURE", "projection"),
+            **sockets.found_as(*sockets.ERASE, "UCE", "CURE", "projection"),
             description="Finds the directions of the forget capture that are to go, spared where the retain capture needs them.",
             inputs=[
                 sockets.Activations.Input("forget", tooltip="Capture of what to erase; all its concepts form one joint basis."),

@@ -15,7 +15,7 @@ class CaptureActivations(io.ComfyNode):
             node_id="PURE_CaptureActivations",
             display_name="PURE Capture Activations",
             category=sockets.CATEGORY,
-            **sockets.found_as("unlearn", "erase concept", "forget concept", "remove concept", "record activations", "cross-attention"),
+            **sockets.found_as(*sockets.ERASE, "record activations", "cross-attention"),
             description="Samples the prompts for a few steps and records what the MODEL's cross-attention renders for them. The MODEL is not changed.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL to erase from. LoRAs already on it are part of what is recorded."),

@@ -15,7 +15,7 @@ class ConceptPrompts(io.ComfyNode):
             node_id="PURE_ConceptPrompts",
             display_name="PURE Concept Prompts",
             category=sockets.CATEGORY,
-            **sockets.found_as("unlearn", "erase concept", "forget concept", "remove concept", "anchor prompts"),
+            **sockets.found_as(*sockets.ERASE, "anchor prompts"),
             description="Turns concepts into anchor prompts. Use one for what to forget and one for the neighbours to retain.",
             inputs=[
                 io.String.Input("concepts", multiline=True, default="", placeholder="one concept per line",

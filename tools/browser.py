@@ -30,8 +30,7 @@ READY = "!!(window.app?.extensionManager && document.querySelector('[data-testid
 NODES = """() => app.graph.nodes.map(n => ({
   id: String(n.id), type: n.type, title: n.title, box: Array.from(n.boundingRect), errors: !!n.has_errors, registered: n.type in LiteGraph.registered_node_types || !!n.isSubgraphNode?.(),
   pictures: (n.imgs ?? []).filter(i => i.complete && i.naturalWidth).length,
-  text: n.widgets?.find(w => w.name === '$$node-text-preview')?.value ?? '',
-  values: Object.fromEntries((n.widgets ?? []).filter(w => w.serialize !== false).map(w => [w.name, w.value]))}))"""
+  text: n.widgets?.find(w => w.name === '$$node-text-preview')?.value ?? ''}))"""
 
 
 @contextlib.contextmanager
@@ -51,13 +50,13 @@ class Browser:
     """
 
     def __init__(self, running: Chromium, server: Server, size: tuple[int, int] = DESKTOP, shots: Path | None = None):
-        self.server, self.shots = server, shots
+        self.shots = shots
         self.errors: list[tuple[str, str]] = []
         server.post("/settings", NEW_USER)
         self.page: Page = running.new_page(viewport={"width": size[0], "height": size[1]})
         self.page.on("console", lambda m: self.errors.append((m.text, m.location.get("url", ""))) if m.type == "error" else None)
         self.page.on("pageerror", lambda e: self.errors.append((f"{e}\n{e.stack}", "")))
-        self.page.goto(self.server.url)
+        self.page.goto(server.url)
         self.ready()
 
     def ready(self) -> None:
@@ -81,14 +80,14 @@ class Browser:
         self.fit()
 
     def fit(self) -> None:
-        self.page.keyboard.press(".")
-        self.page.evaluate("app.canvas.ds && app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        """Shows all of the graph."""
+        self.page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         self.page.wait_for_timeout(600)
 
     def press_run(self) -> None:
         self.page.get_by_test_id("queue-button").get_by_role("button", name="Run", exact=True).click()
 
-    def wait_for_end(self, runs: int = 1, seconds: float = 600) -> dict:
+    def wait_for_end(self, runs: int, seconds: float = 600) -> dict:
         """What was seen until that many runs had ended, since the page was opened."""
         self.page.wait_for_function("runs => seen.ended >= runs", arg=runs, timeout=seconds * 1000)
         self.page.wait_for_timeout(700)  # pictures load
@@ -104,7 +103,7 @@ class Browser:
         return seen
 
     def nodes(self) -> list[dict]:
-        """What stands on the canvas: id, type, title, box (x, y, width, height with title), pictures and text shown, widget values."""
+        """What stands on the canvas: id, type, title, box (x, y, width, height with title), pictures and text shown."""
         return self.page.evaluate(NODES)
 
     def prompt(self) -> dict:
@@ -112,9 +111,9 @@ class Browser:
         graph = self.page.evaluate("app.graphToPrompt().then(p => p.output)")
         return {i: {k: v for k, v in node.items() if k != "_meta"} for i, node in graph.items()}
 
-    def add(self, kind: str, position=(500, 300)) -> str:
+    def add(self, kind: str) -> str:
         """Puts one node on the canvas, selected; returns its id."""
-        return str(self.page.evaluate("([kind, pos]) => { const n = LiteGraph.createNode(kind); n.pos = pos; app.graph.add(n); app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.selectItems([n]); return n.id }", [kind, list(position)]))
+        return str(self.page.evaluate("kind => { const n = LiteGraph.createNode(kind); n.pos = [500, 300]; app.graph.add(n); app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.selectItems([n]); return n.id }", kind))
 
     def clear(self) -> None:
         self.page.evaluate("app.graph.clear()")

@@ -21,7 +21,7 @@ class Examples:
 
     def __getitem__(self, name):
         if name not in self.done:
-            workflow, errors = workflows.substitute(workflows.load(name)), len(self.ui.errors)
+            workflow = workflows.substitute(workflows.load(name))
             graph = workflows.to_api(workflow, self.server.get("/object_info"))
             self.ui.load(workflow, name)
             loaded = self.ui.nodes()
@@ -30,7 +30,7 @@ class Examples:
             self.ui.fit()
             self.ui.shot(f"{name}-ran")
             self.done[name] = SimpleNamespace(graph=graph, loaded=loaded, seen=seen, ran=self.ui.nodes(), prompt=self.ui.prompt(), shown=self.ui.page.evaluate("app.nodeOutputs"),
-                                              errors=self.ui.errors[errors:], outputs=self.server.run(graph, seconds=900))
+                                              errors=list(self.ui.errors), outputs=self.server.run(graph, seconds=900))
         return self.done[name]
 
 
