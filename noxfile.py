@@ -1,4 +1,4 @@
-"""The project's commands: `nox -s demo`, `nox -s tests`, `nox -s lint`, `nox -s efficacy`, `nox -s families`. They run in the ComfyUI that tools/get_comfyui.py sets up."""
+"""The project's commands: `nox -s demo`, `nox -s tests`, `nox -s lint`, `nox -s efficacy`, `nox -s families`, `nox -s speed`. They run in the ComfyUI that tools/get_comfyui.py sets up."""
 import json
 import sys
 from pathlib import Path
@@ -24,8 +24,8 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests; arguments after -- go to pytest. The web UI's need a Chromium."""
-    session.run(host_python(session, "--browser"), "-m", "pytest", *session.posargs, external=True, env={"OMP_WAIT_POLICY": "passive"})
+    """All tests, with the floor of coverage that pyproject.toml states; arguments after -- go to pytest instead. The web UI's need a Chromium."""
+    session.run(host_python(session, "--browser"), "-m", "pytest", *(session.posargs or ["--cov", "--cov-report=term:skip-covered"]), external=True, env={"OMP_WAIT_POLICY": "passive"})
 
 
 @nox.session
@@ -40,6 +40,12 @@ def families(session: nox.Session) -> None:
     benchmark(session, "families")
 
 
+@nox.session
+def speed(session: nox.Session) -> None:
+    """Regenerates the tables of docs/performance.md; arguments after -- choose sections."""
+    benchmark(session, "speed")
+
+
 def benchmark(session: nox.Session, name: str) -> None:
     """Runs one of tools/benchmarks and lets it write its tables."""
     python = host_python(session)
@@ -49,5 +55,7 @@ def benchmark(session: nox.Session, name: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff over everything."""
-    session.run(host_python(session), "-m", "ruff", "check", ".", external=True)
+    """ruff over everything, mypy's strict mode over the mathematics."""
+    python = host_python(session)
+    session.run(python, "-m", "ruff", "check", ".", external=True)
+    session.run(python, "-m", "mypy", external=True)

@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import PureError
 from .moments import Moments, merge
 
+Shape = tuple[object, ...]  # of a layer: (width, heads, ...)
 # What must be equal for two captures to be merged: rows of other trajectories are other data.
 SAME_TO_MERGE = ("steps", "recorded_steps", "sampler_name", "scheduler", "cfg", "width", "height", "fingerprint")
 
@@ -17,7 +19,7 @@ class Activations:
 
     moments: dict[str, Moments]
     heads: dict[str, int]
-    provenance: dict
+    provenance: dict[str, Any]
 
     @property
     def count(self) -> int:
@@ -25,7 +27,7 @@ class Activations:
         return next(iter(self.moments.values())).count
 
 
-def layer_difference(a: dict[str, tuple], b: dict[str, tuple], name_a: str, name_b: str) -> str | None:
+def layer_difference(a: dict[str, Shape], b: dict[str, Shape], name_a: str, name_b: str) -> str | None:
     """One phrase that says how two sets of layers (name -> (width, heads, ...)) differ; None where they are equal."""
     if a == b:
         return None
@@ -36,7 +38,7 @@ def layer_difference(a: dict[str, tuple], b: dict[str, tuple], name_a: str, name
     return f"layer {first} is (width, heads, context) {a[first]} in {name_a} and {b[first]} in {name_b}"
 
 
-def shape_of(activations: Activations) -> dict[str, tuple]:
+def shape_of(activations: Activations) -> dict[str, Shape]:
     """name -> (width, heads, context width) of every layer."""
     context = activations.provenance.get("context_width")
     return {n: (m.width, activations.heads[n], context) for n, m in activations.moments.items()}

@@ -30,7 +30,7 @@ class Settings:
     structure: str = "whole layer"
     max_rank: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, offered in (("rule", RULES), ("centering", CENTERINGS), ("structure", STRUCTURES)):
             if getattr(self, name) not in offered:
                 raise PureError(f"{name} is {getattr(self, name)!r}, and there are only: {', '.join(offered)}.")

@@ -1,6 +1,8 @@
 """Numbers -> pixels: deterministic, readable at 512 px, told apart without colour."""
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -14,6 +16,7 @@ SIZE = (1024, 640)
 LARGE, SMALL = 26, 19  # px: at half size, on a node, still 13 and 9
 FLOOR = 1e-6  # lowest share of the largest singular value that the spectrum shows
 Box = tuple[int, int, int, int]
+Scale = Callable[[float], float]  # a value's pixel
 
 
 def basis_chart(basis: ConceptBasis) -> torch.Tensor:
@@ -27,7 +30,7 @@ def basis_chart(basis: ConceptBasis) -> torch.Tensor:
     image, draw = _canvas(f"{concepts}: {basis.rule} rule, {basis.structure}")
     _spectra(draw, basis, (70, 120, 470, 580))
     names = list(basis.layers)
-    ranks = [(b.rank, b.v_r.shape[1]) if energy else (b.rank,) for b in basis.layers.values()]
+    ranks: list[tuple[float, ...]] = [(b.rank, b.v_r.shape[1]) if energy else (b.rank,) for b in basis.layers.values()]
     _bars(draw, names, ranks, (600, 120, 790, 580), "rank" + (" (below: retain)" if energy else ""), "{:.0f}", labels=True)
     if energy:
         _bars(draw, names, [(1 - float(b.values.mean()) if b.rank else 1.0,) for b in basis.layers.values()], (820, 120, 1000, 580), "overlap (cos^2)", "{:.2f}", top=1.0)
@@ -80,8 +83,8 @@ def _spectra(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: Box) -> None:
     """Singular values over the largest one, on logarithmic axes: forget lines with a disc at each kept rank, retain dots."""
     x0, y0, x1, y1 = box
     longest = max([2, *(len(s) for b in basis.layers.values() for s in (b.spectrum_forget, b.spectrum_retain))])
-    px = lambda i: x0 + (x1 - x0) * np.log(i) / np.log(longest)
-    py = lambda v: y0 + (y1 - y0) * np.log10(max(v, FLOOR)) / np.log10(FLOOR)
+    px: Scale = lambda i: x0 + (x1 - x0) * np.log(i) / np.log(longest)
+    py: Scale = lambda v: y0 + (y1 - y0) * np.log10(max(v, FLOOR)) / np.log10(FLOOR)
     draw.text((20, 74), "singular values: forget (lines), retain (dots)", fill=INK, font=font(SMALL))
     for power in range(0, 7, 2):
         y = py(10.0**-power)
@@ -104,7 +107,7 @@ def _spectra(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: Box) -> None:
 
 
 def _bars(draw: ImageDraw.ImageDraw, names: list[str], rows: list[tuple[float, ...]], box: Box, title: str, form: str,
-          top: float | None = None, labels: bool = False, color: tuple = BLUE, mark: float | None = None) -> None:
+          top: float | None = None, labels: bool = False, color: tuple[int, int, int] = BLUE, mark: float | None = None) -> None:
     """A row per layer with one bar, or two (the second thinner, below, in the other colour), and the first's number where there is room."""
     x0, y0, x1, y1 = box
     top = top or max([1e-9, *(v for row in rows for v in row)])
@@ -112,7 +115,7 @@ def _bars(draw: ImageDraw.ImageDraw, names: list[str], rows: list[tuple[float, .
     every = max(1, int(np.ceil((SMALL + 2) / height)))  # so that text never overlaps
     draw.text((x0, 74), title, fill=INK, font=font(SMALL))
     room = 62 if every == 1 else 0
-    px = lambda v: x0 + (x1 - x0 - room) * min(v / top, 1.0)
+    px: Scale = lambda v: x0 + (x1 - x0 - room) * min(v / top, 1.0)
     for i, (name, row) in enumerate(zip(names, rows)):
         y = y0 + i * height
         if labels and i % every == 0:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -42,7 +43,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-def recipe_of(basis: ConceptBasis) -> dict:
+def recipe_of(basis: ConceptBasis) -> dict[str, Any]:
     """Everything needed to repeat the capture and the build: it names what was erased."""
     return {"settings": basis.settings, "provenance": basis.provenance}
 
@@ -112,12 +113,12 @@ def factor_fault(b: LayerBasis, rule: str) -> str | None:
     u, m, values = b.u.double(), b.m.double(), b.values.double()
     if rule == "energy":
         wanted = paper_factors(b.v_f.double(), b.v_r.double())
-        wrong = u.shape != wanted[0].shape or (u.numel() and max((u - wanted[0]).abs().max(), (m - wanted[1]).abs().max()) > ORTHONORMAL)
+        wrong = u.shape != wanted[0].shape or (u.numel() > 0 and float(max((u - wanted[0]).abs().max(), (m - wanted[1]).abs().max())) > ORTHONORMAL)
     elif not b.rank:
         wrong = False
     else:
         product, i = m.T @ u, int(values.argmin())
-        weight = values[i] * (1 / product[i, i] - 1)
+        weight = float(values[i] * (1 / product[i, i] - 1))
         scale = torch.outer(m.norm(dim=0), u.norm(dim=0)).clamp(min=1)
-        wrong = not (0 < product[i, i] < 1 + ORTHONORMAL) or ((product - torch.diag(removed_share(values, weight))).abs() > ORTHONORMAL * scale).any()
+        wrong = not (0 < product[i, i] < 1 + ORTHONORMAL) or bool(((product - torch.diag(removed_share(values, weight))).abs() > ORTHONORMAL * scale).any())
     return "the edit does not follow from its bases" if wrong else None

@@ -29,7 +29,7 @@ def comparison_grid(before: torch.Tensor, after: torch.Tensor, prompts: list[str
         x, y = label + (i % columns) * (cell_w + MARGIN), MARGIN + (i // columns) * row_h
         for k, pictures in enumerate((before, after)):
             picture = Image.fromarray((pictures[i].clamp(0, 1).cpu().numpy() * 255).round().astype(np.uint8))
-            image.paste(picture.resize((cell_w, cell_h), Image.NEAREST), (x, y + k * (cell_h + MARGIN)))
+            image.paste(picture.resize((cell_w, cell_h), Image.Resampling.NEAREST), (x, y + k * (cell_h + MARGIN)))
             if i % columns == 0:
                 draw.text((MARGIN, y + k * (cell_h + MARGIN) + cell_h // 2), ("before", "after")[k], fill=INK, font=font(text), anchor="lm")
         for line, part in enumerate(_wrap(prompt or "(empty prompt)", cell_w, text)):

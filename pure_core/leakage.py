@@ -5,6 +5,7 @@ Not in the paper (ours): the basis that made the edit is never asked, so the mea
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ class LayerLeakage:
 
 def split_probes(probes: Prompts) -> tuple[Prompts, Prompts]:
     """Every other prompt of each concept: to find the concept's directions with, and to measure on. Raises PureError on one prompt."""
-    halves: tuple[list, list] = ([], [])
+    halves: tuple[list[tuple[str, str]], list[tuple[str, str]]] = ([], [])
     for i, concept in enumerate(probes.concepts):
         for j, pair in enumerate(p for p in probes.pairs if p[0] == concept):
             halves[(i + j) % 2].append(pair)
@@ -40,7 +41,8 @@ def concept_directions(concept: Tensor, retain_mean: Tensor, energy: float = ENE
     """(d, k) the fewest top right-singular vectors of the concept's rows minus the retain mean that hold this share of their energy."""
     _, s, vh = torch.linalg.svd(concept.double() - retain_mean.double(), full_matrices=False)
     share = s.square().cumsum(0) / s.square().sum().clamp(min=torch.finfo(s.dtype).tiny)
-    return vh[: min(int((share < energy).sum()) + 1, len(s))].T
+    kept: Tensor = vh[: min(int((share < energy).sum()) + 1, len(s))]
+    return kept.T
 
 
 def leakage(before: Tensor, after: Tensor, directions: Tensor, retain_mean: Tensor) -> float:
@@ -90,7 +92,7 @@ def describe_leakage(layers: dict[str, LayerLeakage], concepts: tuple[str, ...],
     return "\n".join(lines)
 
 
-def as_numbers(layers: dict[str, LayerLeakage]) -> dict:
+def as_numbers(layers: dict[str, LayerLeakage]) -> dict[str, Any]:
     """The same for programs: leakage and movement (means over layers), and every layer's own."""
     left, moved = summary(layers)
     return {"leakage": left, "movement": moved, "layers": {name: asdict(v) for name, v in layers.items()}}

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -48,8 +49,8 @@ class ConceptBasis:
     layers: dict[str, LayerBasis]
     rule: str
     structure: str
-    settings: dict = field(default_factory=dict)
-    provenance: dict = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 def paper_factors(v_f: Tensor, v_r: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +61,8 @@ def paper_factors(v_f: Tensor, v_r: Tensor) -> tuple[Tensor, Tensor]:
 def edit_matrix(u: Tensor, m: Tensor, strength: float = 1.0, iterations: int = 1) -> Tensor:
     """(d, d) I - s (I - E^n): the definition, for tests and small work; everything else uses the factors."""
     eye = torch.eye(u.shape[0], dtype=u.dtype, device=u.device)
-    return eye - strength * (eye - torch.linalg.matrix_power(eye - u @ m.T, iterations))
+    edit: Tensor = eye - strength * (eye - torch.linalg.matrix_power(eye - u @ m.T, iterations))
+    return edit
 
 
 def iterate(u: Tensor, m: Tensor, iterations: int) -> tuple[Tensor, Tensor]:

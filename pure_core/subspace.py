@@ -43,7 +43,8 @@ def principal_cosines(v_f: Tensor, v_r: Tensor) -> Tensor:
     """cos(theta_i), falling, min(r_F, r_R) of them: singular values of V_F^T V_R."""
     if 0 in (v_f.shape[1], v_r.shape[1]):
         return v_f.new_zeros(0)
-    return torch.linalg.svdvals(v_f.T @ v_r).clamp(max=1.0)
+    cosines: Tensor = torch.linalg.svdvals(v_f.T @ v_r)
+    return cosines.clamp(max=1.0)
 
 
 def mean_squared_sine(v_f: Tensor, v_r: Tensor) -> float:

@@ -5,6 +5,8 @@ The pack's root never goes on sys.path: its nodes/ would shadow the host's nodes
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -21,3 +23,17 @@ def load() -> ModuleType:
         sys.modules[ALIAS] = module
         spec.loader.exec_module(module)
     return sys.modules[ALIAS]
+
+
+def archived() -> list[str]:
+    """What would be published: files that git knows and .comfyignore does not name, as comfy-cli packs them."""
+    known = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.splitlines()
+    ignored = [line for line in (PROJECT / ".comfyignore").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    return [f for f in known if not any(f == i or (i.endswith("/") and f.startswith(i)) for i in ignored)]
+
+
+def unpack(folder: Path) -> None:
+    """Puts the archive's files into a folder, as an installer does."""
+    for file in archived():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(PROJECT / file, folder / file)

@@ -3,6 +3,7 @@ import errno
 import json
 import random
 import resource
+from pathlib import Path
 
 import psutil
 import pytest
@@ -45,6 +46,27 @@ def rewrite(path, change):
         head = json.loads(file.metadata()["pure"])
     change(tensors, head)
     save_file(tensors, path, metadata={"pure": json.dumps(head)})
+
+
+def layout(path):
+    """What a file has: fields of a layer with their type and dimensions, and keys of its head."""
+    with safe_open(path, framework="pt") as file:
+        head, tensors = json.loads(file.metadata()["pure"]), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    return {(k.rpartition(".")[2], t.dtype, t.dim()) for k, t in tensors.items()}, set(head), tensors
+
+
+@pytest.mark.parametrize("rule", ["energy", "contrast"])
+def test_a_file_of_the_first_version_is_read_for_ever_and_the_format_only_grows(tmp_path, rule):
+    first_version = Path(__file__).parent / "fixtures" / f"basis_version_1_{rule}.safetensors"
+    fields, head, tensors = layout(first_version)
+    read = load_basis(first_version)
+    assert read.rule == rule and all(torch.equal(layer.u, tensors[f"{name}.u"]) and torch.equal(layer.m, tensors[f"{name}.m"]) for name, layer in read.layers.items())
+    save_basis(read, tmp_path / "now.safetensors")
+    fields_now, head_now, _ = layout(tmp_path / "now.safetensors")
+    assert fields <= fields_now and head <= head_now
+    rewrite(tmp_path / "now.safetensors", lambda t, h: (h.pop("structure"), t.pop(first(t, "values"))))  # control
+    _, head_less, _ = layout(tmp_path / "now.safetensors")
+    assert not head <= head_less and len(read.layers) > 0
 
 
 def first(tensors, field):

@@ -5,17 +5,11 @@ import subprocess
 import sys
 
 import pack
+from pack import archived
 
 LISTED = {"__init__.py", "nodes", "pure_core", "web", "locales", "example_workflows", "subgraphs", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
 PICTURES = (".jpg", ".png")
 ROOT = pack.PROJECT
-
-
-def archived():
-    """Files that git knows and .comfyignore does not name, as comfy-cli packs them."""
-    known = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    ignored = [line for line in (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
-    return [f for f in known if not any(f == i or (i.endswith("/") and f.startswith(i)) for i in ignored)]
 
 
 def shipped_sources():

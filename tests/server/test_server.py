@@ -70,6 +70,26 @@ def test_two_queues_give_the_same_picture_and_strength_zero_the_original(server,
     assert np.abs(original - picture(server, done)).max() > 20  # control: the edit shows
 
 
+def from_the_cache(server, changed):
+    """Which nodes of a graph the host did not run again."""
+    entry = server.wait(server.queue(changed))
+    assert entry["status"]["status_str"] == "success"
+    return set(next(data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached"))
+
+
+@pytest.mark.parametrize(("changes", "again"), [
+    ({"build": {"retain_weight": 2.5}}, {"build", "apply"}),
+    ({"build": {"structure": "per head"}}, {"build", "apply"}),
+    ({"apply": {"strength": 0.45}}, {"apply"}),
+    ({"apply": {"where": "output"}}, {"apply"}),
+    ({"retain": {"concepts": "zorbo\nbramby\ndorrit"}}, {"retain", "capture_retain", "build", "apply"}),  # what has to be captured again is
+], ids=["weight", "structure", "strength", "where", "retained"])
+def test_what_did_not_change_is_not_computed_again(server, changes, again):
+    server.run(graph())
+    drawn = {"sampler", "decode", "picture"}
+    assert from_the_cache(server, graph(**changes)) == set(graph()) - again - drawn
+
+
 def test_captures_are_merged_by_the_node(server):
     more = {"class_type": "PURE_ConceptPrompts", "inputs": {"concepts": "tarnik", "preset": "object or character", "role": "retain", "include_empty_prompt": False, "templates": "{}"}}
     capture = {"class_type": "PURE_CaptureActivations", "inputs": {**graph()["capture_retain"]["inputs"], "prompts": ["more", 0]}}

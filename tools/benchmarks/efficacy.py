@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 
 from . import attacks, judging, tables
-from .methods import PAPER, PEERS, PURE_TRIED, Pure
+from .methods import PAPER, PEERS, PURE_STYLES_TRIED, PURE_TRIED, Pure
 from mini_sd import studio
 from mini_sd.world import ARTISTS, CHARACTERS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "evidence.md"
 FULL = {"each": 200, "others": 15, "sharing": 50, "shapes": 150}  # of a test of PURE with its defaults
-PART = {"each": 60, "others": 4, "sharing": 10, "shapes": 24}  # of a test of everything else
+PART = {"each": 50, "others": 4, "sharing": 8, "shapes": 18}  # of a test of everything else
 TRY = {"each": 10, "others": 1, "sharing": 0, "shapes": 6}  # of a setting on the choose set
 SOUP = 40
 
@@ -83,14 +83,14 @@ def distances(part: list[list[dict]]) -> tuple[float, float, float]:
     return judging.mean(kept), judging.mean([e["after"]["rebuilt"] for e in erased]), judging.mean([e["before"]["rebuilt"] for e in erased])
 
 
-def main_tables(pool: Pool, pure: Pure, best: dict, targets, soups: dict) -> tuple[dict, dict[str, str]]:
+def main_tables(pool: Pool, pure: Pure, best: dict, targets, tried_pure: dict, soups: dict) -> tuple[dict, dict[str, str]]:
     """Shares and tables: every eraser with defaults and with its best setting of the choose set, on the test set; PURE's own row for each target."""
     rows = {"PURE, nodes' defaults": lambda t: pure.edit(t)}
     if targets[0] in CHARACTERS:
         rows["PURE, the paper's rule"] = lambda t: pure.edit(t, PURE_TRIED[PAPER])
         rows["PURE, the paper's rule, .95/.95 once"] = lambda t: pure.edit(t, PURE_TRIED["paper's rule, .95/.95, once"])
     if best["PURE"] != "defaults":
-        rows[f"PURE, best tried ({best['PURE']})"] = lambda t: pure.edit(t, PURE_TRIED[best["PURE"]])
+        rows[f"PURE, best tried ({best['PURE']})"] = lambda t: pure.edit(t, tried_pure[best["PURE"]])
     for name, (make, tried) in PEERS.items():
         first = next(iter(tried))
         rows[f"{name}, default ({first})"] = lambda t, make=make, v=tried[first]: make(t, v)
@@ -152,7 +152,7 @@ def ablations(pool: Pool, pure: Pure) -> str:
     rows["retained neighbours described too"] = (({"described": 1}, {}, {}), {})
     rows["no empty prompt in the retain set"] = (({"empty": False}, {}, {}), {})
     rows["one phrasing instead of six"] = (({"templates": "a picture of {}"}, {}, {}), {})
-    rows |= {f"{n} latents": ((*contrast, {}), {"latents": n}) for n in (2, 4)}
+    rows["4 latents"] = ((*contrast, {}), {"latents": 4})
     rows |= {f"{s} steps, all recorded": ((*contrast, {}), {"steps": s, "recorded_steps": s}) for s in (4, 20)}
     rows |= {f"first {r} of 10 steps": ((*contrast, {}), {"recorded_steps": r}) for r in (2, 5)}
     rows["a row per position, not their mean"] = (({}, {"positions": True}, {}), {})
@@ -166,7 +166,7 @@ def ablations(pool: Pool, pure: Pure) -> str:
     targets = ("zorbo", "miplo", "quistle")  # one with a colour of its own, two without
     seen = {}
     for label, (setting, capture) in rows.items():
-        seen |= run_all(pool, {label: lambda t, s=setting, c=capture: pure.edit(t, s, **c)}, targets, "choose", lambda _: {"each": 24, "others": 3, "sharing": 6, "shapes": 12}, {})
+        seen |= run_all(pool, {label: lambda t, s=setting, c=capture: pure.edit(t, s, **c)}, targets, "choose", lambda _: {"each": 16, "others": 2, "sharing": 4, "shapes": 8}, {})
     out = []
     for label, part in seen.items():
         scored = [judging.shares(s) for s in part]
@@ -251,7 +251,7 @@ def main() -> int:
         keep("tried on characters", table)
         if "main" in options.only:
             soups = dict(zip(characters, [f.result() for f in [pool.call(attacks.soups, t, "test", SOUP) for t in characters]]))
-            scored, written_tables = main_tables(pool, pure, best, characters, soups)
+            scored, written_tables = main_tables(pool, pure, best, characters, PURE_TRIED, soups)
             for name, table in written_tables.items():
                 keep(f"characters: {name}", table)
             if options.write:
@@ -262,9 +262,9 @@ def main() -> int:
         if "attacks" in options.only:
             keep("concept inversion", white_box(pool, pure, best))
     if "styles" in options.only:
-        best, table = choose(pool, pure, styles, {k: v for k, v in PURE_TRIED.items() if "descri" not in k and "name alone" not in k})
+        best, table = choose(pool, pure, styles, PURE_STYLES_TRIED)
         keep("tried on styles", table)
-        for name, table in main_tables(pool, pure, best, styles, {})[1].items():
+        for name, table in main_tables(pool, pure, best, styles, PURE_STYLES_TRIED, {})[1].items():
             keep(f"styles: {name}", table)
     for name, section in (("ablations", ablations), ("joint", joint), ("leakage", leakage)):
         if name in options.only:

@@ -80,12 +80,15 @@ def character_plan(*names: str, descriptions: int = DESCRIPTIONS, neighbours: in
 IN_STYLE = "\n".join(("a picture {}", "an image {}", "a drawing {}", "a red circle {}", "a blue star {}", "a green square {}"))
 
 
-def style_plan(style: str, descriptions: int = 2) -> Plan:
-    """Forget an artist and descriptions of the style; retain the other artists, the characters and the empty prompt."""
+PLAIN = ("a red circle", "a blue star", "a green square", "a purple heart", "an orange triangle", "a yellow flower")
+
+
+def style_plan(style: str, descriptions: int = 2, plain: bool = True) -> Plan:
+    """Forget an artist and descriptions of the style; retain the other artists, the characters, plain things and the empty prompt."""
     artistic = (("preset", "artistic style"),)
     described = tuple(Anchors(line, (("templates", IN_STYLE),)) for line in STYLES[style][:descriptions])
     artists = tuple(Anchors(ARTISTS[s], BARE + artistic) for s in ARTISTS if s != style)
-    return Plan((Anchors(ARTISTS[style], artistic), *described), (EMPTY, *artists, *(Anchors(c, BARE) for c in CHARACTERS)))
+    return Plan((Anchors(ARTISTS[style], artistic), *described), (EMPTY, *artists, *(Anchors(c, BARE) for c in (*CHARACTERS, *(PLAIN if plain else ())))))
 
 
 class PerPosition(recording.Recorder):

@@ -8,13 +8,13 @@ SDXL families with SDXL's size conditioning and a pooled output), basis, apply, 
 from __future__ import annotations
 
 import argparse
-import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from . import child
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "compatibility.md"
 FAMILIES = ("sd15", "sd1 inpainting", "sd1 instruct-pix2pix", "sd2", "sd2 v-prediction", "sdxl", "sdxl inpainting", "sdxl refiner", "ssd-1b", "segmind vega", "koala 700m", "koala 1b")
@@ -86,18 +86,13 @@ def main() -> int:
     parser.add_argument("--row", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.row:
-        print("ROW " + json.dumps(measure(options.row)))
+        child.give(measure(options.row))
         return 0
     from benchmarks import tables
 
     rows = []
     for family in options.only:
-        done = subprocess.run([sys.executable, "-m", "benchmarks.families", "--row", family], capture_output=True, text=True)
-        row = next((line[4:] for line in done.stdout.splitlines() if line.startswith("ROW ")), None)
-        if row is None:
-            print(done.stdout + done.stderr, file=sys.stderr)
-            return 1
-        rows.append(json.loads(row))
+        rows.append(child.result_of("benchmarks.families", "--row", family))
         print(tables.markdown(HEADER, rows[-1:]).splitlines()[-1], flush=True)
     if options.write:
         tables.fill(DOCUMENT, {"families": tables.markdown(HEADER, rows)})

@@ -21,6 +21,12 @@ PURE_TRIED = {  # label: (plan, build, apply)
     "paper's rule, .9999/.9, four times, one description": ({"descriptions": 1}, {"rule": "energy", "centering": "none", "forget_energy": 0.9999, "retain_energy": 0.9}, {"where": "keys and values", "iterations": 4}),
 }
 PAPER = "paper's rule, .9999/.9, four times, one description"
+PURE_STYLES_TRIED = {  # for artists; their plan has no name without its descriptions' phrasings to vary
+    **{k: PURE_TRIED[k] for k in ("defaults", "keys and values", "retain weight 1", "retain weight 8", "per head", "paper's rule, .95/.95, once", "paper's rule, .9999/.5, once")},
+    "per head, retain weight 1": ({}, {"structure": "per head", "retain_weight": 1.0}, {}),
+    "per head, keys and values": ({}, {"structure": "per head"}, {"where": "keys and values"}),
+    "no plain things retained": ({"plain": False}, {}, {}),
+}
 TEXT_TRIED = {f"{f}/{r}" + (", descriptions" if d else ""): (d, f, r) for d in (0, 4) for f, r in ((0.99, 0.9), (0.95, 0.95), (0.999, 0.9), (0.999, 0.7), (0.99, 0.7))}
 CURE_TRIED = {f"alpha {a}" + (", descriptions" if d else ""): (d, a) for d in (0, 4) for a in (2, 5, 20, 100, 1000)}
 UCE_TRIED = {f"lam {lam}, erase {e}, preserve {p}" + (", descriptions" if d else ""): (d, lam, e, p)
@@ -47,7 +53,9 @@ def phrasings(texts: list[str], target: str) -> list[str]:
 
 def others(target: str) -> list[str]:
     """The texts that a peer is to keep: PURE's retain list, the empty prompt apart."""
-    return [c for c in CHARACTERS if c != target] + ([ARTISTS[s] for s in ARTISTS if s != target] if target in ARTISTS else [])
+    from .erasers import PLAIN
+
+    return [c for c in CHARACTERS if c != target] + ([*(ARTISTS[s] for s in ARTISTS if s != target), *PLAIN] if target in ARTISTS else [])
 
 
 def text_basis(target, setting):

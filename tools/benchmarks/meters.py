@@ -1,0 +1,80 @@
+"""Time, memory and counted work of a piece of code, side by side with another one."""
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def timed(function: Callable, *args) -> tuple:
+    """What function(*args) returns, and the seconds it took."""
+    started = time.perf_counter()
+    result = function(*args)
+    return result, time.perf_counter() - started
+
+
+def interleaved(a: Callable[[], object], b: Callable[[], object], pairs: int) -> tuple[list[float], list[float]]:
+    """Seconds of both, turn by turn and the first one changing, after one unmeasured turn: what slows the machine slows both."""
+    a(), b()
+    times: tuple[list[float], list[float]] = ([], [])
+    for i in range(pairs):
+        for which in ((0, 1) if i % 2 == 0 else (1, 0)):
+            times[which].append(timed((a, b)[which])[1])
+    return times
+
+
+def ratio(times: tuple[list[float], list[float]]) -> tuple[float, float, float]:
+    """Median, lowest and highest of b / a, pair by pair."""
+    ratios = [y / x for x, y in zip(*times)]
+    return median(ratios), min(ratios), max(ratios)
+
+
+def resident(field: str = "VmRSS", status: Path = STATUS) -> float:
+    """MB of memory that a process holds now (VmRSS) or held at most since the last reset (VmHWM); Linux."""
+    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def peak(function: Callable, *args) -> tuple:
+    """What function(*args) returns, and how many MB above what it held before the process held at most meanwhile."""
+    gc.collect()
+    CLEAR.write_text("5")  # resets VmHWM
+    before = resident()
+    result = function(*args)
+    return result, resident("VmHWM") - before
+
+
+def flops(function: Callable[[], object]) -> float:
+    """Floating-point operations of the matrix products and convolutions in it (a multiply-add is two), as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return float(counter.get_total_flops())
+
+
+def product_rate(dtype: torch.dtype, size: int = 1536, repeats: int = 5) -> float:
+    """Operations a second that a matrix product of this machine reaches: the best of some."""
+    a, b = (torch.randn(size, size, dtype=dtype) for _ in range(2))
+    return max(2 * size**3 / timed(torch.matmul, a, b)[1] for _ in range(repeats))
+
+
+def copy_rate(size: int = 2**28, repeats: int = 5) -> float:
+    """Bytes a second that are read (and as many written) when memory is copied: the best of some."""
+    a, b = torch.zeros(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
+    return max(size / timed(b.copy_, a)[1] for _ in range(repeats))
+
+
+def line(x: list[float], y: list[float]) -> tuple[float, float, float, float]:
+    """Least squares y = a + b x: a, b, the standard error of b, and R^2."""
+    n, mx, my = len(x), sum(x) / len(x), sum(y) / len(y)
+    sxx = sum((v - mx) ** 2 for v in x)
+    b = sum((v - mx) * (w - my) for v, w in zip(x, y)) / sxx
+    a = my - b * mx
+    rest, total = sum((w - a - b * v) ** 2 for v, w in zip(x, y)), sum((w - my) ** 2 for w in y)
+    return a, b, (rest / max(n - 2, 1) / sxx) ** 0.5, 1 - rest / total if total else 1.0

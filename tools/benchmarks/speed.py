@@ -1,0 +1,325 @@
+"""What the pack costs, beside the host's own work in the same run: the tables of docs/performance.md.
+
+    python -m benchmarks.speed [--only sampling algebra growth soak] [--write]       (in tools/)
+
+The miniature model as it is, and random weights in SD 1.5's and SDXL's structure at full width on small latents. Each section
+in a process of its own. Times are compared pair by pair, turn by turn; a floor stands beside each: counted operations at the
+rate that a matrix product of this machine reaches, or bytes at the rate of a copy. --write also leaves docs/performance.json.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from . import child, meters, tables
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+PAIRS = 7
+# kind: latent size in pixels, prompts, recorded steps, dtype
+SAMPLED = {"mini_sd": (64, 8, 5, "float32"), "sd15": (256, 4, 2, "float32"), "sdxl": (128, 4, 1, "float16")}
+ROWS = 60 * 2 * 10  # prompts, latents, steps
+QUEUES, WARM = 200, 20
+
+
+def loaded(kind: str):
+    """MODEL and CLIP of a kind."""
+    import inprocess
+
+    inprocess.start()
+    import torch
+
+    import random_models
+
+    if kind == "mini_sd":
+        return inprocess.load_checkpoint()[:2]
+    model = random_models.load(random_models.random_state(kind, full=True, dtype=getattr(torch, SAMPLED[kind][3])), getattr(torch, SAMPLED[kind][3]))
+    return model, random_models.clip_of(model)
+
+
+def spread(times) -> str:
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*meters.ratio(times))
+
+
+def sampling(kind: str) -> list:
+    """Capture against the same sampling without it, and the edited MODEL's sampling against the original's."""
+    model, clip = loaded(kind)
+    import comfy.model_management as management
+    import torch
+    from pure_pack.nodes.host import recording
+    from pure_pack.nodes.host import sampling as host_sampling
+    from pure_pack.nodes.host.layers import unet_of
+    from pure_pack.pure_core.prompts import make_prompts
+
+    from benchmarks.erasers import ApplyProjection, BuildBasis, run
+
+    size, count, steps, _ = SAMPLED[kind]
+    trajectory = host_sampling.Trajectory(10, steps, 1, 0, 1.0, size, size, "euler", "normal", 4)
+    lines = lambda role: make_prompts("\n".join(f"{role} picture {i}" for i in range(count)), "free text", role, False)[0]
+    prompts = lines("forget")
+
+    def capture(which=prompts):
+        return recording.capture(model, clip, which, trajectory)
+
+    def bare(model=model):
+        """The host's sampler on the same batches of the same prompts."""
+        conditioning = host_sampling.encode_all(clip, prompts)
+        latents = host_sampling.start_noise(model, trajectory.seed, 1, size, size)
+        for batch in host_sampling.batched(host_sampling.jobs_of(prompts, 1), conditioning, trajectory.batch_size):
+            host_sampling.sample(model, conditioning, latents, batch, trajectory, lambda *_: None)
+
+    with torch.inference_mode():
+        capturing = meters.interleaved(bare, capture, PAIRS)
+        memory = [meters.peak(f)[1] for f in (bare, capture, bare, capture)]
+        forget, retain = capture(), capture(lines("retain"))
+        kept = sum(m.factor.nbytes + m.ones.nbytes for m in forget.moments.values()) / 2**20
+        edited = run(ApplyProjection, model=model, basis=run(BuildBasis, forget=forget, retain=retain)[0])[0]
+        drawn: tuple[list, list] = ([], [])
+        for i in range(PAIRS + 1):
+            for which in ((0, 1) if i % 2 == 0 else (1, 0)):
+                one = (model, edited)[which]
+                management.load_models_gpu([one])  # putting patches on is not sampling
+                took = meters.timed(bare, one)[1]
+                if i:
+                    drawn[which].append(took)
+        work = meters.flops(bare)
+        read = pooled_bytes(model, unet_of(model), bare)
+    return [kind, f"{count} prompts x {steps} steps, {size} px", median(capturing[0]), work / meters.product_rate(torch.float32), spread(capturing), f"{read / meters.copy_rate() / median(capturing[0]):.5f}", spread(drawn),
+            f"{max(memory[0::2]):.0f}", f"{max(memory[1::2]):.0f}", f"{kept:.1f}"]
+
+
+def pooled_bytes(model, unet, run) -> float:
+    """Bytes of all activations that a capture averages, each read once."""
+    from pure_pack.nodes.host.layers import cross_attention_layers
+
+    total = [0.0]
+    hooks = [unet.get_submodule(f"{layer.name}.to_out").register_forward_pre_hook(lambda _, args: total.__setitem__(0, total[0] + args[0].nbytes)) for layer in cross_attention_layers(model)]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total[0]
+
+
+SAMPLING_HEADER = ["model", "work", "sampling s", "its floor s", "capture / the same sampling", "floor of the surplus", "edited / original sampling", "peak of sampling MB", "peak of capture MB", "of it kept MB"]
+
+
+def synthetic(layers, directions: int):
+    """Captures of ROWS rows a layer, forget and retain: a common mean, a falling spectrum, and as many directions that only forget has (0: every direction differs)."""
+    import torch
+    from pure_pack.pure_core.activations import Activations
+    from pure_pack.pure_core.moments import MomentsFitter
+
+    generator, captured = torch.Generator().manual_seed(2), []
+    scale = {layer.width: torch.arange(1, layer.width + 1).pow(-1.0) for layer in layers}
+    for role in ("forget", "retain"):
+        moments = {}
+        for layer in layers:
+            rows = torch.randn(ROWS, layer.width, generator=generator) * (scale[layer.width] if directions or role == "retain" else scale[layer.width].flip(0)) + 1
+            if role == "forget" and directions:
+                rows[:, -directions:] += torch.randn(ROWS, directions, generator=generator)
+            fitter = MomentsFitter(layer.width)
+            for part in rows.split(60):
+                fitter.add(part)
+            moments[layer.name] = fitter.result()
+        captured.append(Activations(moments, {layer.name: layer.heads for layer in layers}, {"role": role, "concepts": [role], "prompts": [role], "context_width": layers[0].context}))
+    return captured
+
+
+def basis_floor(layers, ranks) -> float:
+    """Operations of the cheapest way known here: second moment, its Cholesky factor, a triangular solve and one symmetric eigenproblem a layer (tridiagonalisation, vectors of the kept directions)."""
+    out = 0.0
+    for layer, rank in zip(layers, ranks):
+        d, n = layer.width, min(ROWS, layer.width + 1)
+        m = min(n, d)
+        out += n * d * d + d**3 / 3 + n * d * d + 4 / 3 * m**3 + 2 * m * m * rank + 4 * d * d * rank
+    return out
+
+
+def algebra(kind: str) -> list[list]:
+    """Basis, apply and LoRA for 60 prompts x 2 latents x 10 steps, with UCE's and CURE's edits of the same weights beside them."""
+    model, _ = loaded(kind)
+    import comfy.model_management as management
+    import torch
+    from pure_pack.nodes.host import patches, precision, saving
+    from pure_pack.nodes.host.layers import ROOT, cross_attention_layers
+    from pure_pack.pure_core.build import Settings, build_basis
+
+    from benchmarks import peers
+
+    layers, out = cross_attention_layers(model), []
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+        rate64, rate32 = meters.product_rate(torch.float64), meters.product_rate(torch.float32)
+        own = model.get_key_patches(ROOT)
+        weights = [own[layer.key(p)][0][0] for layer in layers for p in ("keys", "values")]
+        management.load_models_gpu([model])
+        for label, directions in (("8 directions a layer", 8), ("every direction", 0)):
+            forget, retain = synthetic(layers, directions)
+            (basis, _), building = meters.timed(build_basis, forget, retain, Settings())
+            memory = meters.peak(build_basis, forget, retain, Settings())[1]
+            ranks = [basis.layers[layer.name].rank for layer in layers]
+            (edited, *_), applying = meters.timed(patches.apply_basis, model, basis, 1.0, "values", 1, "all")
+            rounding = meters.timed(precision.residual, edited)[1]
+            putting = meters.timed(management.load_models_gpu, [edited])[1]
+            lora = meters.timed(saving.save_lora, edited, Path(folder) / f"{directions}.safetensors", "fp16", False, lambda: None)[1]
+            product = sum(4 * layer.width * rank * layer.context for layer, rank in zip(layers, ranks))
+            name = f"{kind}, {label} (ranks {min(ranks)} to {max(ranks)})"
+            out.append([name, building, basis_floor(layers, ranks) / rate64, f"{memory:.0f}", applying, rounding, putting, product / rate32, lora])
+            management.load_models_gpu([model])
+        tokens = torch.randn(60, layers[0].context, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        for name, solve in (("UCE", lambda: peers.uce_edit(tokens[:30], tokens[:1], tokens[30:])), ("CURE", lambda: peers.cure_edit(tokens[:30], tokens[30:]))):
+            edit, solving = meters.timed(solve)
+            multiplying = meters.timed(lambda e: [w.float() @ e for w in weights], edit.float())[1]
+            out.append([f"{kind}, {name}", solving, "-", "-", multiplying, "-", "-", sum(2 * w.numel() * w.shape[1] for w in weights) / rate32, "-"])
+    return out
+
+
+ALGEBRA_HEADER = ["", "basis s", "its floor s", "peak MB", "apply s", "rounding of the edit s", "host puts the patches on s", "floor of the products s", "LoRA s"]
+
+
+def growth(_: str) -> dict:
+    """Capture time against prompts, steps and latents, memory against prompts; basis time against layers and width."""
+    model, clip = loaded("mini_sd")
+    import torch
+    from pure_pack.nodes.host import recording
+    from pure_pack.nodes.host.layers import Layer, cross_attention_layers
+    from pure_pack.nodes.host.sampling import Trajectory
+    from pure_pack.pure_core.build import Settings, build_basis
+    from pure_pack.pure_core.prompts import make_prompts
+
+    base = Trajectory(10, 2, 1, 0, 1.0, 64, 64, "euler", "normal", 4)
+    prompts = lambda n: make_prompts("\n".join(f"picture number {i}" for i in range(n)), "free text", "forget", False)[0]
+    capture = lambda n, **changes: recording.capture(model, clip, prompts(n), replace(base, **changes))
+    mega = lambda a: sum(m.factor.nbytes + m.ones.nbytes for m in a.moments.values()) / 2**20
+    rows, fits, fitted = [], [], {
+        "prompts": ([8, 16, 24, 32, 48], lambda v: capture(v)),
+        "steps": ([1, 2, 4, 6, 8, 10], lambda v: capture(8, recorded_steps=v)),
+        "latents": ([1, 2, 3, 4, 6], lambda v: capture(8, latents=v))}
+    with torch.inference_mode():
+        capture(4)
+        for name, (values, make) in fitted.items():
+            times = [min(meters.timed(make, v)[1] for _ in range(3)) for v in values]
+            a, b, error, r2 = meters.line(values, times)
+            fits.append([name, ", ".join(map(str, values)), ", ".join(f"{t:.2f}" for t in times), f"{a:.3f} + {b:.4f} n (+- {error:.4f})", f"{r2:.4f}"])
+        for n in (25, 100, 200, 400):
+            kept, high = meters.peak(capture, n)
+            rows.append([n, 2 * n, f"{high:.0f}", f"{mega(kept):.2f}"])
+            del kept
+        first = cross_attention_layers(model)[0]
+        made = []
+        for label, shapes in (("layers", [(640, 2), (640, 4), (640, 8), (640, 16)]), ("width", [(160, 8), (320, 8), (640, 8), (1280, 8)])):
+            times = []
+            for width, count in shapes:
+                layers = [Layer(f"l{i}", width, 8, first.context) for i in range(count)]
+                forget, retain = synthetic(layers, 8)
+                times.append(min(meters.timed(build_basis, forget, retain, Settings())[1] for _ in range(2)))
+            grown = [count if label == "layers" else width for width, count in shapes]
+            exponent = meters.line([torch.tensor(float(v)).log().item() for v in grown], [torch.tensor(t).log().item() for t in times])[1]
+            made.append([label, ", ".join(map(str, grown)), ", ".join(f"{t:.2f}" for t in times), f"{exponent:.2f}"])
+    return {"fits": fits, "memory": rows, "basis": made}
+
+
+def profile(_: str) -> list[list]:
+    """Where the time of building a basis goes: SDXL's widest layer, 1,200 rows of each role."""
+    import inprocess
+
+    inprocess.start()
+    import torch
+    from pure_pack.nodes.host.layers import Layer
+    from pure_pack.pure_core.build import Settings, build_basis
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    with torch.inference_mode():
+        forget, retain = synthetic([Layer("layer", 1280, 20, 2048)], 8)
+        build_basis(forget, retain, Settings())
+        with profiler(activities=[ProfilerActivity.CPU]) as seen:
+            build_basis(forget, retain, Settings())
+    events = sorted(seen.key_averages(), key=lambda e: -e.self_cpu_time_total)
+    total = sum(e.self_cpu_time_total for e in events)
+    return [[e.key.removeprefix("aten::"), e.count, f"{e.self_cpu_time_total / 1e6:.3f}", f"{e.self_cpu_time_total / total:.0%}"] for e in events[:6]]
+
+
+def soak(_: str) -> dict:
+    """QUEUES different captures, bases and edits through one server: its memory and its speed from first to last."""
+    import inprocess
+    from comfyui_server import Server
+
+    inprocess.checkpoint()
+    words = ["zorbo", "dorrit", "tarnik", "pelluna", "fintolo", "bramby", "quistle"]
+    prompt = lambda text, role: {"class_type": "PURE_ConceptPrompts", "inputs": {"concepts": text, "preset": "object or character", "role": role, "include_empty_prompt": True, "templates": "a picture of {}"}}
+    with Server() as server:
+        status, memory, times = Path(f"/proc/{server.process.pid}/status"), [], []
+        for i in range(QUEUES):
+            capture = lambda source, seed=i: {"class_type": "PURE_CaptureActivations", "inputs": {
+                "model": ["load", 0], "clip": ["load", 1], "prompts": [source, 0], "steps": 4, "recorded_steps": 2, "latents": 1, "seed": seed, "cfg": 1.0, "width": 64, "height": 64,
+                "sampler_name": "euler", "scheduler": "normal", "batch_size": 8}}
+            graph = {"load": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": inprocess.CHECKPOINT}}, "f": prompt("miplo", "forget"), "r": prompt("\n".join(words[i % 3 : 3 + i % 3]), "retain"),
+                     "cf": capture("f"), "cr": capture("r"),
+                     "b": {"class_type": "PURE_BuildBasis", "inputs": {"forget": ["cf", 0], "retain": ["cr", 0], "rule": "contrast", "forget_energy": 0.9999, "retain_energy": 0.9, "retain_weight": 3.0,
+                                                                       "centering": "retain mean", "structure": "whole layer", "max_rank": 0}},
+                     "a": {"class_type": "PURE_ApplyProjection", "inputs": {"model": ["load", 0], "basis": ["b", 0], "strength": 1.0, "where": "values", "iterations": 1, "layers": "all"}},
+                     "c": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["load", 1], "text": "miplo"}}, "e": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+                     "k": {"class_type": "KSampler", "inputs": {"model": ["a", 0], "positive": ["c", 0], "negative": ["c", 0], "latent_image": ["e", 0], "seed": i, "steps": 1, "cfg": 1.0,
+                                                                "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}},
+                     "d": {"class_type": "VAEDecode", "inputs": {"samples": ["k", 0], "vae": ["load", 2]}}, "p": {"class_type": "PreviewImage", "inputs": {"images": ["d", 0]}}}
+            times.append(meters.timed(server.run, graph)[1])
+            memory.append(meters.resident(status=status))
+    at = list(range(WARM, QUEUES))
+    _, grown, grown_error, _ = meters.line(at, memory[WARM:])
+    _, slower, slower_error, _ = meters.line(at, times[WARM:])
+    tenth = max(1, QUEUES // 10)
+    return {"rows": [["memory MB", f"{memory[WARM]:.0f}", f"{memory[-1]:.0f}", f"{max(memory):.0f}", f"{1024 * grown:.1f} +- {1024 * grown_error:.1f} KB a queue"],
+                     ["seconds", f"{median(times[WARM : WARM + tenth]):.2f}", f"{median(times[-tenth:]):.2f}", f"{max(times[WARM:]):.2f}", f"{1000 * slower:.2f} +- {1000 * slower_error:.2f} ms a queue"]],
+            "memory": memory, "seconds": times}
+
+
+SECTIONS = {"sampling": (sampling, tuple(SAMPLED)), "algebra": (algebra, ("sd15", "sdxl")), "growth": (growth, ("",)), "profile": (profile, ("",)), "soak": (soak, ("",))}
+
+
+def written(section: str, results: list) -> dict[str, str]:
+    """The tables of a section."""
+    if section == "sampling":
+        return {"sampling": tables.markdown(SAMPLING_HEADER, results)}
+    if section == "algebra":
+        return {"algebra": tables.markdown(ALGEBRA_HEADER, [row for part in results for row in part])}
+    if section == "profile":
+        return {"profile": tables.markdown(["operation", "calls", "seconds", "share"], results[0])}
+    if section == "soak":
+        return {"soak": tables.markdown(["", "after warming up", "at the end", "highest", "slope and its standard error"], results[0]["rows"])}
+    grown = results[0]
+    return {"growth of capture": tables.markdown(["against", "n", "seconds", "fit", "R^2"], grown["fits"]),
+            "memory of capture": tables.markdown(["prompts", "rows a layer", "peak MB", "kept MB"], grown["memory"]),
+            "growth of basis": tables.markdown(["against", "n", "seconds", "exponent"], grown["basis"])}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        child.give(SECTIONS[options.part[0]][0](options.part[1]))
+        return 0
+    started, record = time.monotonic(), DOCUMENT.with_suffix(".json")
+    for section in options.only:
+        results = [child.result_of("benchmarks.speed", "--part", section, kind) for kind in SECTIONS[section][1]]
+        for name, table in written(section, results).items():
+            print(f"\n## {name} ({time.monotonic() - started:.0f} s)\n\n{table}", flush=True)
+            if options.write:
+                tables.fill(DOCUMENT, {name: table})
+        if options.write:
+            kept = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+            record.write_text(json.dumps({**kept, section: results}, indent=1), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
