@@ -1,4 +1,4 @@
-"""Makes docs/web_ui.png: the first example in the real web UI, after a run on the miniature model.
+"""Makes docs/web_ui.png and the pictures of the help pages from the real web UI, after runs of the examples on the miniature model.
 
     python screenshots.py        (in tools/)
 """
@@ -15,20 +15,51 @@ from get_comfyui import PROJECT, Host
 from mini_sd.layout import build_checkpoint
 
 SIZE, SCALE, OFFSET = (2440, 1150), 0.95, (100, 0)  # of the page; of the canvas, so that texts are drawn
+PAGES = PROJECT / "web" / "docs"
+CORNER, MARGIN = (500, 120), 12  # where a node is put to be taken, in pixels of the page; what is taken around it
+
+
+def take(ui: Browser, target: Path, clip: dict | None = None) -> None:
+    ui.page.wait_for_timeout(1500)
+    ui.page.screenshot(path=target, clip=clip)
+    with Image.open(target) as picture:
+        picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=128).save(target, optimize=True)
+
+
+def take_node(ui: Browser, node: str, target: Path) -> None:
+    """One node of the graph by its id, as large as it is."""
+    x, y, width, height = ui.page.evaluate("""([id, corner]) => {
+      const box = Array.from(app.graph.nodes.find(n => String(n.id) === id).boundingRect), at = app.canvas.canvas.getBoundingClientRect();
+      app.canvas.deselectAll();
+      app.canvas.ds.scale = 1; app.canvas.ds.offset = [corner[0] - at.x - box[0], corner[1] - at.y - box[1]]; app.canvas.setDirty(true, true);
+      return [...corner, box[2], box[3]];
+    }""", [node, list(CORNER)])
+    ui.page.mouse.move(5, SIZE[1] - 5)
+    take(ui, target, {"x": x - MARGIN, "y": y - MARGIN, "width": width + 2 * MARGIN, "height": height + 2 * MARGIN})
 
 
 def main() -> None:
     build_checkpoint(Path(Host.load().base) / "models" / "checkpoints" / "mini_sd.safetensors")
-    target = PROJECT / "docs" / "web_ui.png"
+    missing = {page.stem for page in PAGES.glob("*.md")}
+    (PAGES / "pictures").mkdir(exist_ok=True)
     with Server() as server, chromium() as running:
         ui = Browser(running, server, SIZE)
-        ui.load(workflows.substitute(workflows.load("erase_a_character")), "erase_a_character")
-        ui.run()
-        ui.page.evaluate("([scale, offset]) => { app.canvas.ds.scale = scale; app.canvas.ds.offset = offset; app.canvas.setDirty(true, true) }", [SCALE, list(OFFSET)])
-        ui.page.wait_for_timeout(1500)
-        ui.page.screenshot(path=target)
-    with Image.open(target) as picture:
-        picture.convert("P", palette=Image.ADAPTIVE, colors=128).save(target, optimize=True)
+        for name in workflows.names():
+            workflow = workflows.substitute(workflows.load(name))
+            if not missing & {n["type"] for n in workflow["nodes"]}:
+                continue
+            ui.load(workflow, name)
+            ui.run()
+            if name == "erase_a_character":
+                ui.page.evaluate("([scale, offset]) => { app.canvas.ds.scale = scale; app.canvas.ds.offset = offset; app.canvas.setDirty(true, true) }", [SCALE, list(OFFSET)])
+                take(ui, PROJECT / "docs" / "web_ui.png")
+            for node in ui.nodes():
+                if node["type"] in missing:
+                    take_node(ui, node["id"], PAGES / "pictures" / f"{node['type']}.png")
+                    missing.discard(node["type"])
+        for kind in sorted(missing):  # in no example
+            ui.clear()
+            take_node(ui, ui.add(kind), PAGES / "pictures" / f"{kind}.png")
 
 
 if __name__ == "__main__":
