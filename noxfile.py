@@ -1,4 +1,4 @@
-"""The project's commands: `nox -s demo`, `nox -s tests`, `nox -s lint`, `nox -s efficacy`, `nox -s families`, `nox -s speed`. They run in the ComfyUI that tools/get_comfyui.py sets up."""
+"""The project's commands: `nox -s demo`, `nox -s ui`, `nox -s tests`, `nox -s lint`, `nox -s efficacy`, `nox -s families`, `nox -s speed`. They run in the ComfyUI that tools/get_comfyui.py sets up."""
 import json
 import sys
 from pathlib import Path
@@ -20,6 +20,12 @@ def host_python(session: nox.Session, *options: str) -> str:
 def demo(session: nox.Session) -> None:
     """Erases a character in a real ComfyUI server and leaves pictures, numbers and a checkpoint in demo_output/."""
     session.run(host_python(session), "tools/demo.py", *session.posargs, external=True, env={"OMP_WAIT_POLICY": "passive"})
+
+
+@nox.session
+def ui(session: nox.Session) -> None:
+    """Starts ComfyUI with this pack and the miniature model, to be looked at in a browser."""
+    session.run(host_python(session), "tools/comfyui_server.py", external=True)
 
 
 @nox.session

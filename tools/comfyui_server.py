@@ -157,3 +157,18 @@ def error_of(entry: dict) -> str:
         if kind == "execution_interrupted":
             return "interrupted"
     return ""
+
+
+def main() -> None:
+    """Starts a server for a person to look at, until it is stopped."""
+    from mini_sd.layout import install_checkpoint
+
+    install_checkpoint(Host.load().base)
+    with Server() as server:
+        print(f"ComfyUI is at {server.url} (Ctrl+C stops it). Its Python: {server.host.python}", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.process.wait()
+
+
+if __name__ == "__main__":
+    main()

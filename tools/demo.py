@@ -25,9 +25,9 @@ from PIL import Image, ImageDraw, ImageFont
 from comfyui_server import Server
 from get_comfyui import COMFYUI_VERSION, PROJECT, Host
 from mini_sd import studio
-from mini_sd.layout import build_checkpoint
+from mini_sd.layout import install_checkpoint
 from mini_sd.world import CHARACTERS
-from workflows import SUBSTITUTIONS, find, load, substitute, to_api
+from workflows import find, load, substitute, to_api
 
 ERASED = "miplo"
 KINDS = ("named", "name_free", "others")
@@ -65,7 +65,7 @@ def run(output: Path, pictures: int) -> dict:
     """The whole demo; returns the report that it wrote."""
     output.mkdir(parents=True, exist_ok=True)
     host, seconds, start = Host.load(), {}, time.monotonic()
-    build_checkpoint(Path(host.base) / "models" / "checkpoints" / SUBSTITUTIONS["v1-5-pruned-emaonly-fp16.safetensors"])
+    install_checkpoint(host.base)
 
     def lap(name: str) -> None:
         nonlocal start

@@ -9,9 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pack
 from get_comfyui import HOME, Host
-from mini_sd.layout import build_checkpoint
-
-CHECKPOINT = "mini_sd.safetensors"
+from mini_sd.layout import install_checkpoint
 
 
 def start() -> None:
@@ -33,7 +31,7 @@ def start() -> None:
 
 def checkpoint() -> Path:
     """The miniature checkpoint in the host's checkpoints folder, made if it is not there."""
-    return build_checkpoint(HOME / "base" / "models" / "checkpoints" / CHECKPOINT)
+    return install_checkpoint(HOME / "base")
 
 
 def load_checkpoint(path: Path | None = None):

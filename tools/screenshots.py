@@ -12,7 +12,7 @@ import workflows
 from browser import Browser, chromium
 from comfyui_server import Server
 from get_comfyui import PROJECT, Host
-from mini_sd.layout import build_checkpoint
+from mini_sd.layout import install_checkpoint
 
 SIZE, SCALE, OFFSET = (2440, 1150), 0.95, (100, 0)  # of the page; of the canvas, so that texts are drawn
 PAGES = PROJECT / "web" / "docs"
@@ -39,7 +39,7 @@ def take_node(ui: Browser, node: str, target: Path) -> None:
 
 
 def main() -> None:
-    build_checkpoint(Path(Host.load().base) / "models" / "checkpoints" / "mini_sd.safetensors")
+    install_checkpoint(Host.load().base)
     missing = {page.stem for page in PAGES.glob("*.md")}
     (PAGES / "pictures").mkdir(exist_ok=True)
     with Server() as server, chromium() as running:

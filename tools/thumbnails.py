@@ -12,7 +12,7 @@ from PIL import Image
 import workflows
 from comfyui_server import Server
 from get_comfyui import Host
-from mini_sd.layout import build_checkpoint
+from mini_sd.layout import install_checkpoint
 
 CELL, GAP = 256, 8
 
@@ -27,7 +27,7 @@ def thumbnail(pictures: list[Path]) -> Image.Image:
 
 
 def main() -> None:
-    build_checkpoint(Path(Host.load().base) / "models" / "checkpoints" / "mini_sd.safetensors")
+    install_checkpoint(Host.load().base)
     with Server() as server:
         info = server.get("/object_info")
         for name in sys.argv[1:] or workflows.names():

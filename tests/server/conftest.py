@@ -7,13 +7,13 @@ import pytest
 from browser import Browser, chromium
 from comfyui_server import Server
 from get_comfyui import PROJECT, Host, get_frontend
-from mini_sd.layout import build_checkpoint
+from mini_sd.layout import install_checkpoint
 
 
 @pytest.fixture(scope="session")
 def base():
     folder = Path(Host.load().base)
-    build_checkpoint(folder / "models" / "checkpoints" / "mini_sd.safetensors")
+    install_checkpoint(folder)
     return folder
 
 

@@ -47,7 +47,7 @@ def test_the_tabled_inputs_are_there_in_order(server):
     assert order["PURE_SaveCheckpoint"] == ["model", "clip", "vae", "filename_prefix", "embed_recipe"]
     folded = {n: [i for s in info[n]["input"].values() for i, spec in s.items() if len(spec) > 1 and spec[1].get("advanced")] for n in NODES}
     assert folded == {"PURE_ConceptPrompts": ["templates"], "PURE_CaptureActivations": ["sampler_name", "scheduler", "batch_size"], "PURE_MergeActivations": [],
-                      "PURE_BuildBasis": ["max_rank"], "PURE_ApplyProjection": ["iterations", "layers"], **{n: [] for n in NODES if any(w in n for w in ("Save", "Load", "Measure", "Compare"))}}
+                      "PURE_BuildBasis": ["forget_energy", "retain_energy", "max_rank"], "PURE_ApplyProjection": ["iterations", "layers"], **{n: [] for n in NODES if any(w in n for w in ("Save", "Load", "Measure", "Compare"))}}
 
 
 @pytest.fixture(scope="module")

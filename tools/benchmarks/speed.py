@@ -248,10 +248,11 @@ def profile(_: str) -> list[list]:
 
 def soak(_: str) -> dict:
     """QUEUES different captures, bases and edits through one server: its memory and its speed from first to last."""
-    import inprocess
     from comfyui_server import Server
+    from get_comfyui import Host
+    from mini_sd.layout import NAME, install_checkpoint
 
-    inprocess.checkpoint()
+    install_checkpoint(Host.load().base)
     words = ["zorbo", "dorrit", "tarnik", "pelluna", "fintolo", "bramby", "quistle"]
     prompt = lambda text, role: {"class_type": "PURE_ConceptPrompts", "inputs": {"concepts": text, "preset": "object or character", "role": role, "include_empty_prompt": True, "templates": "a picture of {}"}}
     with Server() as server:
@@ -260,7 +261,7 @@ def soak(_: str) -> dict:
             capture = lambda source, seed=i: {"class_type": "PURE_CaptureActivations", "inputs": {
                 "model": ["load", 0], "clip": ["load", 1], "prompts": [source, 0], "steps": 4, "recorded_steps": 2, "latents": 1, "seed": seed, "cfg": 1.0, "width": 64, "height": 64,
                 "sampler_name": "euler", "scheduler": "normal", "batch_size": 8}}
-            graph = {"load": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": inprocess.CHECKPOINT}}, "f": prompt("miplo", "forget"), "r": prompt("\n".join(words[i % 3 : 3 + i % 3]), "retain"),
+            graph = {"load": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": NAME}}, "f": prompt("miplo", "forget"), "r": prompt("\n".join(words[i % 3 : 3 + i % 3]), "retain"),
                      "cf": capture("f"), "cr": capture("r"),
                      "b": {"class_type": "PURE_BuildBasis", "inputs": {"forget": ["cf", 0], "retain": ["cr", 0], "rule": "contrast", "forget_energy": 0.9999, "retain_energy": 0.9, "retain_weight": 3.0,
                                                                        "centering": "retain mean", "structure": "whole layer", "max_rank": 0}},

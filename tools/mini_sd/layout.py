@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from .narrow import AE, FULL, TEXT, TEXT_FULL, TEXT_TOKENS, TIME_FULL, WEIGHTS, load_unet_state
 
+NAME = "mini_sd.safetensors"  # in a ComfyUI's list of checkpoints
 VOCABULARY, LAYERS, MLP_FULL, AE_FULL = 49408, 12, 3072, 64
 
 
@@ -117,6 +118,11 @@ def build_checkpoint(target: Path) -> Path:
         save_file(full_state(), part, metadata={"format": "pt"})
         os.replace(part, target)
     return target
+
+
+def install_checkpoint(base: str | Path) -> Path:
+    """The checkpoint among the models of a ComfyUI's base folder, made if it is not there."""
+    return build_checkpoint(Path(base) / "models" / "checkpoints" / NAME)
 
 
 if __name__ == "__main__":
