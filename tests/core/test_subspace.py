@@ -1,7 +1,7 @@
 import pytest
 import torch
 from pure_pack.pure_core.moments import MomentsFitter
-from pure_pack.pure_core.subspace import LITTLE, RIDGE, add_direction, contrast_directions, energy_rank, mean_squared_sine, principal_cosines, removed_share, spectrum
+from pure_pack.pure_core.subspace import LITTLE, RIDGE, add_direction, contrast_directions, energy_rank, left_directions, mean_squared_sine, principal_cosines, removed_share, singular_values, spectrum
 
 from spaces import orthonormal
 
@@ -23,6 +23,26 @@ def test_the_spectrum_is_that_of_the_stacked_rows(n, d):
     _, s_h, vh = torch.linalg.svd(h, full_matrices=False)
     assert (s - s_h).abs().max() < 1e-10 and (v.T @ v - torch.eye(v.shape[1])).abs().max() < 1e-12
     assert (v @ v.T - vh.T @ vh).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(("n", "d"), [(8, 60), (400, 30)])
+def test_the_values_alone_are_those_of_the_spectrum_down_to_what_a_gram_matrix_resolves(n, d):
+    h = random_rows(n, d) * torch.logspace(0, -10, d, dtype=torch.float64)
+    s, fast = spectrum(moments(h))[0], singular_values(moments(h))
+    assert (fast - s[: len(fast)]).abs().max() < 2e-8 * s[0] and (s[len(fast) :] < 2e-7 * s[0]).all()
+    assert len(s) == min(n, d)  # control: the spectrum itself sees all of them
+
+
+@pytest.mark.parametrize("shape", [(60, 20), (60, 200), (60, 60)])
+@pytest.mark.parametrize("least", [0.0, 1e-12, 1e-6, 1e-2, 1e9])
+def test_left_directions_are_those_of_the_decomposition_whatever_is_asked_for(shape, least):
+    a = orthonormal(shape[0], shape[0]) @ (random_rows(*shape, 3) * torch.logspace(0, -6, shape[0], dtype=torch.float64)[:, None])
+    squares, z = left_directions(a, least)
+    u, s, _ = torch.linalg.svd(a, full_matrices=False)
+    k = max(int((s.square() >= least).sum()), 1)
+    assert len(squares) == k and (squares - s[:k].square()).abs().max() < 1e-12 * s[0] ** 2
+    assert (z.T @ z - torch.eye(k)).abs().max() < 1e-8 and (z @ z.T - u[:, :k] @ u[:, :k].T).abs().max() < 1e-8
+    assert torch.equal(z, left_directions(a, least)[1])  # bit by bit
 
 
 def test_rank_deficient_rows_give_their_rank_and_no_rounding_directions():
