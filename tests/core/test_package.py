@@ -1,10 +1,13 @@
 """The archive that would be published: exactly the listed parts, small, and nothing in it that a registry scan flags."""
 import ast
+import os
 import re
 import subprocess
 import sys
+import zipfile
 
 import pack
+from get_comfyui import get_comfy_cli
 from pack import archived
 
 LISTED = {"__init__.py", "nodes", "pure_core", "web", "locales", "example_workflows", "subgraphs", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
@@ -21,6 +24,28 @@ def test_the_archive_is_what_is_listed_and_small():
     assert parts == LISTED
     assert sum((ROOT / f).stat().st_size for f in archived() if not f.endswith(PICTURES)) < 2**20
     assert any(f.startswith("tests/") for f in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines())  # control: there is something to leave out
+
+
+def comfy_cli(folder, *command):
+    """Runs comfy-cli in a folder, with a home of its own and without its reports to its makers."""
+    environment = {**os.environ, "HOME": str(folder / "home"), "DO_NOT_TRACK": "1", "PYTHONPATH": str(get_comfy_cli())}
+    done = subprocess.run([sys.executable, "-m", "comfy_cli", "--skip-prompt", "node", *command], cwd=folder / "clone", env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_comfy_cli_finds_no_fault_and_packs_what_is_listed(tmp_path):
+    """In a clone of what is committed, as a release is made."""
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tmp_path / "clone")], check=True)
+    status, words = comfy_cli(tmp_path, "validate")
+    assert status == 0 and "All validation checks passed" in words
+    status, words = comfy_cli(tmp_path, "pack")
+    assert status == 0, words
+    with zipfile.ZipFile(tmp_path / "clone" / "node.zip") as archive:
+        packed, size = set(archive.namelist()), sum(i.compress_size for i in archive.infolist() if not i.filename.endswith(PICTURES))
+    assert {f.split("/")[0] for f in packed} == LISTED and size < 2**20
+    assert packed ^ set(archived()) <= set(subprocess.run(["git", "diff", "--name-only", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())  # but for what is not committed yet
+    (tmp_path / "clone" / "nodes" / "prompts.py").write_text("exec('1')\n", encoding="utf-8")  # control
+    assert "S102" in comfy_cli(tmp_path, "validate")[1]
 
 
 FLAGGED_CALLS = {"eval", "exec", "compile", "__import__"}

@@ -84,7 +84,8 @@ def test_a_graph_keeps_every_value_over_a_reload(site):
     assert ui.prompt() == before
 
 
-def test_cancelled_in_mid_capture_the_ui_is_usable_and_the_second_run_is_right(server, ui):
+def test_cancelled_in_mid_capture_the_ui_is_usable_and_the_second_run_is_right(site):
+    server, ui = site
     ui.load(small(seed=11, concepts="miplo\nazure square critter\nboxy blue creature"), "cancelled")
     before = ui.page.evaluate("(() => { seen.steps = []; return {ended: seen.ended, interrupted: seen.interrupted} })()")
     ui.press_run()
@@ -128,16 +129,14 @@ def test_a_report_follows_a_change_back_to_a_cached_setting(ui):
     assert "strength 0.5" in {n["id"]: n["text"] for n in ui.nodes()}["7"]
 
 
-def test_the_blueprint_is_found_dropped_in_and_runs(server, ui):
+def test_the_blueprint_is_found_dropped_in_and_runs(site):
+    server, ui = site
     workflow = small(seed=13)
     kept = {1, 8, 9, 10, 12, 14, 16}  # loader, prompts, latent, and the edited MODEL's sampler, decoder, saver
     workflow["nodes"] = [n for n in workflow["nodes"] if n["id"] in kept]
     workflow["links"] = [link for link in workflow["links"] if link[1] in kept and link[3] in kept]
     ui.load(workflow, "blueprint")
-    ui.page.evaluate("(() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-3000, 0]; app.canvas.setDirty(true, true) })()")  # an empty place
-    ui.page.mouse.dblclick(700, 400)
-    ui.page.keyboard.type(BLUEPRINT, delay=20)
-    ui.page.locator(".p-autocomplete-option", has_text=BLUEPRINT).first.click()
+    ui.drop_from_search(BLUEPRINT)
     ui.page.wait_for_function("title => app.graph.nodes.some(n => n.title === title)", arg=BLUEPRINT)
     values = ui.page.evaluate("""([title, forget, retain]) => {
       const n = app.graph.nodes.find(n => n.title === title), set = (name, value) => { n.widgets.find(w => w.name === name).value = value };
