@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..pure_core.build import CENTERINGS, RULES, STRUCTURES, Settings, build_basis, describe_basis
+from ..pure_core.build import CENTERINGS, RULES, STRUCTURES, Settings, build_basis, describe_basis, find_faults
 from ..pure_core.charts import basis_chart
 from ..pure_core.files import load_basis, save_basis
 from . import sockets
@@ -104,5 +104,6 @@ class LoadBasis(io.ComfyNode):
     @classmethod
     def execute(cls, name) -> io.NodeOutput:
         basis = load_basis(saving.basis_path(name))
-        text = describe_basis(basis, [])
-        return io.NodeOutput(basis, text, ui=reporting.report(text))
+        warnings = find_faults(basis)
+        text = describe_basis(basis, warnings)
+        return io.NodeOutput(basis, text, ui=reporting.report(text, warnings))

@@ -9,7 +9,7 @@ from .moments import Moments, merge
 
 Shape = tuple[object, ...]  # of a layer: (width, heads, ...)
 # What must be equal for two captures to be merged: rows of other trajectories are other data.
-SAME_TO_MERGE = ("steps", "recorded_steps", "sampler_name", "scheduler", "cfg", "width", "height", "fingerprint")
+SAME_TO_MERGE = ("steps", "recorded_steps", "sampler_name", "scheduler", "cfg", "width", "height", "seed", "latents", "fingerprint")
 
 
 @dataclass(frozen=True)

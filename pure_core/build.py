@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from . import subspace
-from .activations import Activations, layer_difference, shape_of
+from .activations import SAME_TO_MERGE, Activations, layer_difference, shape_of
 from .errors import PureError
 from .moments import Moments
 from .projection import RULES, ConceptBasis, LayerBasis, block_diagonal, paper_factors
@@ -15,7 +15,7 @@ from .prompts import fold
 CENTERINGS = ("none", "retain mean")
 STRUCTURES = ("whole layer", "per head")
 NOTHING = 1e-6  # mean sin^2 below which an edit changes nothing
-LITTLE, LOW_RATIO = 0.1, 2.0  # below these a layer's edit is too weak to matter: a warning
+LITTLE, LOW_RATIO, HALF = 0.1, 2.0, 0.5  # below these a layer's edit is too weak to matter: a warning
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,10 @@ def build_basis(forget: Activations, retain: Activations | None, settings: Setti
     layers = {name: build_layer(m, retain.moments[name] if retain else None, forget.heads[name], settings) for name, m in forget.moments.items()}
     provenance = {k: v for k, v in forget.provenance.items() if k not in ("role", "concepts", "prompts")}
     for role, captured in (("forget", forget), ("retain", retain)):
-        provenance[role] = {k: list(captured.provenance.get(k, [])) for k in ("concepts", "prompts")} if captured else {"concepts": [], "prompts": []}
+        provenance[role] = {k: captured.provenance[k] for k in ("concepts", "prompts", "seed", "latents") if k in captured.provenance} if captured else {"concepts": [], "prompts": []}
     kept = {k: v for k, v in settings.__dict__.items() if k not in ("rule", "structure")}
     basis = ConceptBasis(layers, settings.rule, settings.structure, kept, provenance)
-    alone = [] if retain else ["There is no retain capture: everything that the forget prompts share with the rest goes too, and no mean is taken off."]
-    return basis, alone + find_faults(basis)
+    return basis, check_pair(forget, retain) + find_faults(basis)
 
 
 def check_roles(forget: Activations, retain: Activations | None) -> None:
@@ -80,9 +79,19 @@ def check_roles(forget: Activations, retain: Activations | None) -> None:
     difference = layer_difference(shape_of(forget), shape_of(retain), "the forget capture", "the retain capture")
     if difference:
         raise PureError(f"The two captures are of different models: {difference}. Capture both from the same MODEL.")
-    both = {fold(c) for c in forget.provenance["concepts"]} & {fold(c) for c in retain.provenance["concepts"]}
+    both = {fold(c) for what in ("concepts", "prompts") for c in set(map(fold, forget.provenance.get(what, []))) & set(map(fold, retain.provenance.get(what, [])))}
     if both:
         raise PureError(f"{', '.join(sorted(both))}: to be forgotten and to be retained at once, which erases nothing; take it out of one of the two lists.")
+
+
+def check_pair(forget: Activations, retain: Activations | None) -> list[str]:
+    """Warnings on two captures that were made in different ways; raises PureError where they are of different weights."""
+    if retain is None:
+        return ["There is no retain capture: everything that the forget prompts share with the rest goes too, and no mean is taken off."]
+    differ = [k for k in SAME_TO_MERGE if forget.provenance.get(k) != retain.provenance.get(k)]
+    if "fingerprint" in differ:
+        raise PureError("The two captures are of different weights (another fine-tune, other LoRAs, or the same at another strength): capture both from the same MODEL.")
+    return [f"The two captures differ in {', '.join(differ)}: what they have in common is then not told from what sets them apart; capture both in the same way."] if differ else []
 
 
 def build_layer(forget: Moments, retain: Moments | None, heads: int, settings: Settings) -> LayerBasis:
@@ -123,6 +132,7 @@ def find_faults(basis: ConceptBasis) -> list[str]:
     """Warnings on a basis; raises PureError on one that would change nothing."""
     layers, warnings = basis.layers, []
     live = {n: b for n, b in layers.items() if b.rank}
+    strongest = {n: float((b.m * b.u).sum(0).max()) for n, b in live.items()}  # the largest share that goes: the diagonal of M^T U
     if not live:
         raise PureError("The forget activations have no energy in any layer, so there is nothing to erase: check prompts and MODEL.")
     dead = [n for n in layers if n not in live]
@@ -136,8 +146,10 @@ def find_faults(basis: ConceptBasis) -> list[str]:
             warnings.append("In at least half of the layers less than a tenth of the forget directions is removed: lower retain_energy or raise forget_energy.")
         if all(b.rank == 1 for b in live.values()):
             warnings.append("Rank 1 in every layer: only the common mean may have been found; raise forget_energy or centre by the retain mean.")
-    elif sum(float(b.values.max()) < max(LOW_RATIO, basis.settings["retain_weight"]) for b in live.values()) * 2 >= len(live):
-        warnings.append("In at least half of the layers the concept's best direction is hardly stronger in the forget rows than in the retain rows, so less than half of it goes: take near twins out of the retain list, or lower retain_weight.")
+    elif max(strongest.values()) < NOTHING:
+        raise PureError("This basis would change nothing: nowhere is the concept stronger in the forget rows than in the retain rows. Lower retain_weight, or take near twins out of the retain list.")
+    elif sum(strongest[n] < HALF or float(b.values.max()) < LOW_RATIO for n, b in live.items()) * 2 >= len(live):
+        warnings.append("In at least half of the layers the concept's best direction is hardly stronger in the forget rows than in what is to be kept, so less than half of it goes: lower retain_weight, or take near twins out of the retain list.")
     return warnings
 
 

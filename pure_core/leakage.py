@@ -79,9 +79,9 @@ def describe_leakage(layers: dict[str, LayerLeakage], concepts: tuple[str, ...],
     if left == 1.0 and moved == 0.0:
         verdict = "the two MODELs render the same: there is no edit between them."
     elif left > KEPT:
-        verdict = "most of the concept is still rendered: erase more (lower retain_energy, more directions, descriptions among the forget prompts)."
+        verdict = "most of the concept is still rendered: erase more (lower retain_weight, or with the energy rule retain_energy; add descriptions to the forget prompts)."
     elif left > REMOVED:
-        verdict = "a part of the concept is still rendered: look at pictures before you trust this edit."
+        verdict = "between the two this number cannot tell: look at pictures, and compare it with other settings on this MODEL."
     else:
         verdict = "little of the concept is rendered."
     if moved > MOVED:

@@ -103,7 +103,7 @@ class MomentsFitter:
 
 @dataclass
 class RowKeeper:
-    """Takes rows like a MomentsFitter and keeps them as they are, in order: for measures that compare row by row."""
+    """Takes rows like a MomentsFitter, of whatever width they have, and keeps them in order: for measures that compare row by row."""
 
     width: int
     _blocks: list[Tensor] = field(default_factory=list)
@@ -114,4 +114,4 @@ class RowKeeper:
 
     def result(self) -> Tensor:
         """(n, d) float32 rows so far."""
-        return torch.cat([torch.zeros(0, self.width), *self._blocks])
+        return torch.cat(self._blocks) if self._blocks else torch.zeros(0, self.width)

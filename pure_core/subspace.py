@@ -102,15 +102,16 @@ def contrast_directions(forget: Moments, retain: Moments | None, weight: float, 
     (ours): the concept sits in directions of low energy and high contrast. The E that minimises mean |E h_F|^2 +
     weight mean |E h_R - h_R|^2 (+ ridge) is weight B (A + weight B)^-1 = I - B X diag(removed_share) X^T, exactly with all
     directions; kept are those along which at least LITTLE goes, and at most max_rank (0: no cap). With B = L L^T they are
-    X = L^-T Z, for Z the left-singular vectors of L^-1 F^T, where F^T F = A; without a retain set B is the identity.
+    X = L^-T Z, for Z the left-singular vectors of L^-1 F^T, where F^T F = A; without a retain set B is the ridge alone, of
+    the forget rows' mean variance.
     """
     root = forget.factor / max(forget.count, 1) ** 0.5
-    if retain is None or retain.energy == 0:
-        lower = torch.eye(forget.width, dtype=root.dtype)
-    else:
-        b = retain.second_moment()
-        b.diagonal().add_(ridge * b.trace() / len(b))
-        lower = torch.linalg.cholesky(b)
+    alone = retain is None or retain.energy == 0
+    if alone and forget.energy == 0:
+        return root.new_zeros(0), root.new_zeros(forget.width, 0), root.new_zeros(forget.width, 0)
+    b = torch.zeros(forget.width, forget.width, dtype=root.dtype) if alone or retain is None else retain.second_moment()
+    b.diagonal().add_(ridge * (root.square().sum() if alone else b.trace()) / len(b))
+    lower = torch.linalg.cholesky(b)
     ratios, z = left_directions(torch.linalg.solve_triangular(lower, root.T, upper=False), weight * LITTLE / (1 - LITTLE))
     if max_rank:
         ratios, z = ratios[:max_rank], z[:, :max_rank]

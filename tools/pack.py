@@ -28,7 +28,7 @@ def load() -> ModuleType:
 def archived() -> list[str]:
     """What would be published: files that git knows and .comfyignore does not name; a test shows that comfy-cli packs the same."""
     known = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.splitlines()
-    ignored = [line for line in (PROJECT / ".comfyignore").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    ignored = [line.removeprefix("/") for line in (PROJECT / ".comfyignore").read_text(encoding="utf-8").splitlines() if line.startswith("/")]
     return [f for f in known if not any(f == i or (i.endswith("/") and f.startswith(i)) for i in ignored)]
 
 

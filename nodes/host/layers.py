@@ -83,9 +83,24 @@ def fingerprint(model, layers: list[Layer]) -> str:
     """
     digest, own = hashlib.sha256(), model.get_key_patches(ROOT)
     for layer in layers:
-        for projection in ("keys", "values"):
-            weight = own[layer.key(projection)][0][0].detach().flatten()
-            sample = weight[:: max(1, weight.numel() // 256)].to("cpu", torch.float32).contiguous()
-            digest.update(sample.numpy().tobytes())
-            digest.update(bytes([min(len(model.patches.get(layer.key(projection), ())), 255)]))
+        for projection in PROJECTIONS:
+            key = layer.key(projection)
+            _add_to(digest, own[key][0][0])
+            _add_to(digest, [entry[:3] for entry in model.patches.get(key, ())])  # strength, patch, strength of what is below
     return digest.hexdigest()[:16]
+
+
+def _add_to(digest, value) -> None:
+    """A sample of a tensor; all of a number or text; of a container, an adapter or a merge what is inside."""
+    if torch.is_tensor(value):
+        flat = value.detach().flatten()
+        digest.update(repr(tuple(value.shape)).encode())
+        digest.update(flat[:: max(1, flat.numel() // 256)].to("cpu", torch.float32).contiguous().numpy().tobytes())
+    elif isinstance(value, (list, tuple)):
+        digest.update(f"[{len(value)}".encode())
+        for part in value:
+            _add_to(digest, part)
+    elif hasattr(value, "weights"):
+        _add_to(digest, value.weights)
+    else:
+        digest.update((repr(value) if isinstance(value, (int, float, str)) else type(value).__name__).encode())

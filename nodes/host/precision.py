@@ -34,11 +34,11 @@ def kept_weight(model, key: str, weight: torch.Tensor, own: dict | None = None) 
 
 
 def residual(model) -> Residual | None:
-    """|M^T (kept - exact)| / |M^T before| of every weight of the MODEL's last edit (W M for outputs); None where float32 is kept.
+    """|M^T (kept - exact)| / |M^T (before - exact)| of every weight of the MODEL's last edit (W M for outputs); None where float32 is kept.
 
     Rounding to nearest is at most u |W|, u half a unit in the last place (fp16 2^-11, bf16 2^-8, fp8 e4m3 2^-4, e5m2 2^-3);
-    the host rounds fp8 stochastically, at most 2 u |W|. So a residual is at most |M|_2 2 u |W|_F / |M^T W|_F (of weights that
-    are not subnormal in the dtype), and typically sqrt(r / d) of that, since rounding errors have no direction.
+    the host rounds fp8 stochastically, at most 2 u |W|. So a residual is at most |M|_2 2 u |W|_F / |M^T (before - W)|_F (of weights
+    that are not subnormal in the dtype), and typically sqrt(r / d) of that, since rounding errors have no direction.
     """
     shares, dtype, own = [], None, model.get_key_patches(ROOT)
     for key, positions in edits_of(model).items():
@@ -50,7 +50,7 @@ def residual(model) -> Residual | None:
         m, side = entry[1].weights[1], entry[1].weights[2]
         part = (lambda w, m=m: m.T @ w) if side == "left" else (lambda w, m=m: w @ m)
         before, exact = effective_weight(model, key, positions[-1], own), effective_weight(model, key, None, own)
-        taken = part(before).norm()
+        taken = part(before - exact).norm()
         if taken > 0:
             shares.append(float(part(kept_weight(model, key, exact, own) - exact).norm() / taken))
     return Residual(dtype, sum(shares) / len(shares), max(shares)) if shares else None

@@ -10,7 +10,7 @@ from ...pure_core.errors import PureError
 from ...pure_core.moments import RowKeeper
 from ...pure_core.prompts import Prompts
 from .layers import Layer
-from .recording import record, recordable_layers
+from .recording import Recorder, record, recordable_layers
 from .reporting import Progress
 from .sampling import Trajectory, encode, encode_all, jobs_of, start_noise
 
@@ -26,16 +26,20 @@ def common_layers(original, edited) -> list[Layer]:
 
 
 def measure_leakage(original, edited, clip, concept: Prompts, retain: Prompts, trajectory: Trajectory) -> dict[str, leakage.LayerLeakage]:
-    """Per layer what is left of the concept, and how far the retained activations moved; no basis is asked."""
+    """Per layer what is left of the concept in what it adds to the picture (after `to_out`), and how far that moved for retained prompts; no basis is asked."""
     layers = common_layers(original, edited)
+    for probes, wanted in ((concept, "forget"), (retain, "retain")):
+        if probes.role != wanted:
+            raise PureError(f"The {'concept' if wanted == 'forget' else 'retain'} probes come from a node with the role {probes.role}: swap the two, or set its role to {wanted}.")
     finding, measuring = leakage.split_probes(concept)
     conditioning = encode_all(clip, concept, retain)
     jobs = {role: jobs_of(probes, trajectory.latents) for role, probes in (("find", finding), ("concept", measuring), ("retain", retain))}
     batches = {role: -(-len(part) // trajectory.batch_size) for role, part in jobs.items()}
     progress = Progress(original, (sum(batches.values()) + batches["concept"] + batches["retain"]) * trajectory.recorded_steps)
     fed: dict[str, list] = {role: [] for role in ("concept", "retain")}
-    before = {role: record(original, layers, conditioning, part, trajectory, RowKeeper, progress, keep=fed.get(role)) for role, part in jobs.items()}
-    after = {role: record(edited, layers, conditioning, jobs[role], trajectory, RowKeeper, progress, inputs=fed[role]) for role in fed}
+    look = lambda model, part, **feed: record(model, conditioning, part, trajectory, Recorder(layers, RowKeeper, after_output=True), progress, **feed)
+    before = {role: look(original, part, keep=fed.get(role)) for role, part in jobs.items()}
+    after = {role: look(edited, jobs[role], inputs=fed[role]) for role in fed}
     return leakage.measure(before["find"], before["concept"], after["concept"], before["retain"], after["retain"])
 
 
@@ -44,8 +48,8 @@ def draw_pairs(original, edited, clip, vae, prompts: list[str], negative: str, s
     """(n, height, width, 3) pictures of the prompts by both MODELs: what KSampler and VAEDecode give for each prompt with this seed."""
     conditioning = {text: encode(clip, text) for text in dict.fromkeys([*prompts, negative])}
     progress = Progress(original, 2 * len(prompts) * steps)
-    return tuple(torch.cat([vae.decode(draw_latent(model, conditioning[text], conditioning[negative], seed, steps, cfg, sampler_name, scheduler, width, height, progress))
-                            for text in prompts]) for model in (original, edited))
+    latents = [[draw_latent(model, conditioning[text], conditioning[negative], seed, steps, cfg, sampler_name, scheduler, width, height, progress) for text in prompts] for model in (original, edited)]
+    return tuple(torch.cat([vae.decode(latent) for latent in part]) for part in latents)  # after all drawing: on a small GPU the VAE drives the U-Net out
 
 
 def draw_latent(model, positive, negative, seed, steps, cfg, sampler_name, scheduler, width, height, progress) -> torch.Tensor:

@@ -18,12 +18,14 @@ from .layers import Layer, cross_attention_layers, fingerprint, refuse_replaced_
 from .reporting import Progress
 from .sampling import Trajectory, batched, encode_all, jobs_of, sample, start_noise
 
+BLOCK = 64  # rows that wait on the CPU before the collectors get them: 21 MB for SDXL
+
 
 def capture(model, clip, prompts: Prompts, trajectory: Trajectory) -> Activations:
     """The moments of every cross-attention layer over prompts x latents x recorded steps; the MODEL is left as it was."""
     layers = recordable_layers(model)
     jobs = jobs_of(prompts, trajectory.latents)
-    moments = record(model, layers, encode_all(clip, prompts), jobs, trajectory, MomentsFitter)
+    moments = record(model, encode_all(clip, prompts), jobs, trajectory, Recorder(layers))
     provenance = {**trajectory.__dict__, "role": prompts.role, "concepts": list(prompts.concepts), "prompts": [p for _, p in prompts.pairs],
                   "context_width": layers[0].context, "fingerprint": fingerprint(model, layers), "model": type(model.model).__name__}
     provenance.pop("batch_size")  # changes nothing of the result
@@ -36,19 +38,17 @@ def recordable_layers(model) -> list[Layer]:
     return cross_attention_layers(model)
 
 
-def record(model, layers: list[Layer], conditioning: dict, jobs: list[tuple[str, int]], trajectory: Trajectory, collector: type,
-           progress: Progress | None = None, keep: list | None = None, inputs: list[list[torch.Tensor]] | None = None,
-           recorder: Recorder | None = None) -> dict:
-    """Runs (prompt, latent) jobs and gives per layer what a collector (MomentsFitter, RowKeeper) makes of its rows, batch by batch.
+def record(model, conditioning: dict, jobs: list[tuple[str, int]], trajectory: Trajectory, recorder: Recorder,
+           progress: Progress | None = None, keep: list | None = None, inputs: list[list[torch.Tensor]] | None = None) -> dict:
+    """Runs (prompt, latent) jobs and gives per layer what the recorder's collectors make of its rows.
 
     keep: a list that takes, per batch, what the MODEL was fed at each step, on the CPU. inputs: such a list; the MODEL is
-    fed the same again instead of following its own trajectory. recorder: one that keeps other rows than the pooled ones.
+    fed the same again instead of following its own trajectory.
     """
     jobs = sorted(jobs, key=lambda job: conditioning[job[0]][0].shape[1])  # one length of conditioning per batch; stable otherwise
     latents = start_noise(model, trajectory.seed, trajectory.latents, trajectory.width, trajectory.height)
     batches = list(batched(jobs, conditioning, trajectory.batch_size))
     progress = progress or Progress(model, len(batches) * trajectory.recorded_steps)
-    recorder = recorder or Recorder(layers, collector)
     with recorder.attached(unet_of(model)):
         for i, batch in enumerate(batches):
             recorder.begin(len(batch))
@@ -66,13 +66,19 @@ def record(model, layers: list[Layer], conditioning: dict, jobs: list[tuple[str,
 
 
 class Recorder:
-    """Pools rows on the device as the layers run, and moves them to the CPU once a step."""
+    """Pools rows on the device as the layers run, moves them to the CPU once a step, and hands them on block by block.
 
-    def __init__(self, layers: list[Layer], collector: type = MomentsFitter):
-        self.layers = layers
+    collector: what a layer's rows are given to, MomentsFitter or RowKeeper. after_output: rows of what `to_out` makes of h, which an edit of keys, values or output all change; for measures.
+    """
+
+    def __init__(self, layers: list[Layer], collector: type = MomentsFitter, after_output: bool = False):
+        self.layers, self.after_output = layers, after_output
         self.fitters = {layer.name: collector(layer.width) for layer in layers}
         self.counts = dict.fromkeys(self.fitters, 0)
         self._pooled: dict[str, torch.Tensor] = {}
+        self._block: list[torch.Tensor] = []
+        self._names: list[str] = []
+        self._widths: list[int] = []
         self._halves: list[int] = []
         self._size = 0
 
@@ -83,7 +89,11 @@ class Recorder:
             stack.callback(unet.register_forward_pre_hook(self._see_options, with_kwargs=True).remove)
             for layer in self.layers:
                 target = unet.get_submodule(f"{layer.name}.to_out")
-                stack.callback(target.register_forward_pre_hook(lambda _, args, name=layer.name: self._pool(name, args[0])).remove)
+                if self.after_output:
+                    hook = target.register_forward_hook(lambda _, args, out, name=layer.name: self._pool(name, out))
+                else:
+                    hook = target.register_forward_pre_hook(lambda _, args, name=layer.name: self._pool(name, args[0]))
+                stack.callback(hook.remove)
             yield
 
     def begin(self, size: int) -> None:
@@ -110,17 +120,28 @@ class Recorder:
                 self._pooled[name] = self.rows_of(rows)
 
     def collect(self) -> None:
-        """After a step: one transfer of everything pooled in it."""
+        """After a step: one transfer of everything pooled in it; the collectors get BLOCK rows at a time."""
         names = list(self._pooled)
         if names:
-            rows = torch.cat([self._pooled[n] for n in names], 1).cpu()
-            for name, part in zip(names, rows.split([self._pooled[n].shape[1] for n in names], 1)):
+            if self._names and names != self._names:
+                self.hand_on()
+            self._names, self._widths = names, [self._pooled[n].shape[1] for n in names]
+            self._block.append(torch.cat([self._pooled[n] for n in names], 1).cpu())
+            if sum(len(rows) for rows in self._block) >= BLOCK:
+                self.hand_on()
+        self._pooled = {}
+
+    def hand_on(self) -> None:
+        """Gives the rows that are waiting to the collectors."""
+        if self._block:
+            for name, part in zip(self._names, torch.cat(self._block).split(self._widths, 1)):
                 self.fitters[name].add(part)
                 self.counts[name] += part.shape[0]
-        self._pooled = {}
+        self._block = []
 
     def results(self, expected: int) -> dict:
         """What the collectors made of the rows; raises PureError unless every layer saw exactly the expected rows."""
+        self.hand_on()
         short = [n for n, count in self.counts.items() if count != expected]
         if short:
             raise PureError(f"Layer {short[0]} gave {self.counts[short[0]]} rows and not {expected}: something upstream bypasses the attention layers (TorchCompile, caching or tiling); connect the MODEL from before it.")

@@ -114,6 +114,8 @@ def sample(model, conditioning: dict, latents: torch.Tensor, batch: list[tuple[s
     noise = latents[[j for _, j in batch]]
     sampler = comfy.samplers.KSampler(model, steps=trajectory.steps, device=model.load_device, sampler=trajectory.sampler_name,
                                       scheduler=trajectory.scheduler, denoise=1.0, model_options=model.model_options)
+    if len(sampler.sigmas) != trajectory.steps + 1:
+        raise PureError(f"The scheduler {trajectory.scheduler} gives {len(sampler.sigmas) - 1} steps where {trajectory.steps} are asked for: choose another scheduler or another number of steps.")
     sigmas = sampler.sigmas[: trajectory.recorded_steps + 1]
     if inputs is not None:
         comfy.sample.sample_custom(model, noise, trajectory.cfg, replay(inputs), sigmas, positive, negative, torch.zeros_like(noise),

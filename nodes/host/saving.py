@@ -27,8 +27,9 @@ from .reporting import check_cancelled
 FOLDER = "pure"  # the model folder of saved bases
 SUFFIX = ".safetensors"
 ROOM = 16 * 2**20  # bytes that have to stay free beside the file itself
-# Worst relative error of a stored weight that is still rounding: a few units in the last place of its type.
-STORED = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+# Worst relative error of a stored weight that is still rounding: a few units in the last place of its type, and for float32
+# what a GPU's product of U and M may differ from a CPU's.
+STORED = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 STORED_FP8 = 0.15
 
 
@@ -54,15 +55,18 @@ def basis_path(name: str) -> Path:
 def new_path(prefix: str) -> Path:
     """A file of the output folder that is not there yet: prefix_00001_.safetensors and so on, numbered by the host; PureError."""
     output = os.path.abspath(folder_paths.get_output_directory())
-    folder = os.path.abspath(os.path.join(output, os.path.dirname(os.path.normpath(prefix))))
-    if not os.path.basename(os.path.normpath(prefix)).strip(". ") or os.path.commonpath((output, folder)) != output:
+    inside = os.path.normpath(prefix)  # the host counts files by the name as it is written: with "name/" it would find none and start at 1 again
+    folder = os.path.abspath(os.path.join(output, os.path.dirname(inside)))
+    if not os.path.basename(inside).strip(". ") or os.path.splitdrive(inside)[0] or os.path.commonpath((output, folder)) != output:
         raise PureError(f"filename_prefix is {prefix!r}: it has to be a name inside ComfyUI's output folder, such as pure/basis.")
     try:
-        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output)
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(inside, output)
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise PureError(f"The folder of {prefix!r} cannot be used ({error}): choose another filename_prefix.") from error
-    return Path(folder) / f"{name}_{counter:05}_{SUFFIX}"
+    while (target := Path(folder) / f"{name}_{counter:05}_{SUFFIX}").exists():  # a disk that does not tell upper from lower case
+        counter += 1
+    return target
 
 
 def embeds(embed_recipe: bool) -> bool:
@@ -125,10 +129,13 @@ def verify_checkpoint(model, path: Path) -> float | None:
     """Worst relative error of the edited weights in a file; raises PureError where one is not the MODEL's."""
     worst, own = None, model.get_key_patches(ROOT)
     with safe_open(path, framework="pt") as file:
+        names = set(file.keys())
         for key in edits_of(model):
             (name,) = model.model.model_config.process_unet_state_dict_for_saving({key.removeprefix(ROOT): None})
             stored, wanted = file.get_tensor(name), effective_weight(model, key, None, own)
-            error = float((stored.float() - wanted).norm() / wanted.norm())
+            scale = name.removesuffix("weight") + "scale_weight"  # scaled fp8
+            values = stored.float() * (file.get_tensor(scale).float() if scale in names else 1.0)
+            error = float((values - wanted).norm() / wanted.norm())
             if not error <= STORED.get(stored.dtype, STORED_FP8):
                 raise PureError(f"The written checkpoint does not hold the edit of {name} (relative error {error:.2g}): the host did not save what it samples with; no file was kept; please report this with the MODEL's name.")
             worst = max(worst or 0.0, error)

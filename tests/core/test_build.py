@@ -120,6 +120,9 @@ def test_the_retain_mean_is_kept_when_it_is_taken_off():
     (FORGET, FORGET, Settings(), "made from forget prompts"),
     (FORGET, captured("retain", ["m"], [rows(False, 3), rows(False, 4)], heads=2), Settings(), "different models: layer input_blocks.1.1"),
     (FORGET, captured("retain", ["twin"], [rows(True, 1), rows(True, 2)]), Settings("energy", 0.9, 1.0), "would change nothing"),
+    (FORGET, RETAIN, Settings(retain_weight=1e12), "would change nothing"),
+    (FORGET, captured("retain", ["m"], [rows(False, 3), rows(False, 4)], prompts=["a photo of Zorbo", "zorbo"]), Settings(), "zorbo: to be forgotten and to be retained"),
+    (FORGET, captured("retain", ["m"], [rows(False, 3), rows(False, 4)], fingerprint="cd"), Settings(), "of different weights"),
 ])
 def test_what_would_not_work_is_refused(forget, retain, settings, words):
     with pytest.raises(PureError, match=words):
@@ -141,6 +144,18 @@ def test_weak_bases_are_warned_of():
     _, warnings = build_basis(FORGET, captured("retain", ["twin"], [rows(True, 11, 500), rows(True, 12, 500)]), Settings("contrast"))
     assert any("hardly stronger" in w for w in warnings)
     assert build_basis(FORGET, RETAIN, Settings())[1] == []  # control
+
+
+def test_captures_made_in_different_ways_are_warned_of():
+    basis, warnings = build_basis(FORGET, captured("retain", ["m"], [rows(False, 3, 200), rows(False, 4, 200)], steps=4, seed=7), Settings())
+    assert len(warnings) == 1 and "differ in steps, seed" in warnings[0]
+    assert basis.provenance["retain"]["seed"] == 7
+
+
+def test_without_retain_the_edit_does_not_depend_on_the_scale_of_the_activations():
+    bases = [build_basis(captured("forget", ["zorbo"], [scale * rows(True, 1), scale * rows(True, 2)]), None, Settings())[0] for scale in (1.0, 1e-3)]
+    for one, other in zip(*(b.layers.values() for b in bases)):
+        assert one.rank == other.rank > 1 and (one.u @ one.m.T - other.u @ other.m.T).abs().max() < 1e-5
 
 
 def test_the_basis_is_the_same_to_the_bit_when_built_twice():

@@ -90,8 +90,8 @@ def test_what_reduced_precision_leaves_is_reported_and_within_its_bound(mini, ba
             before, exact = effective_weight(model, key), effective_weight(edited, key)
             rounded = precision.kept_weight(edited, key, exact)
             tiny = torch.finfo(dtype).smallest_normal  # below it rounding is absolute
-            limit = torch.linalg.matrix_norm(m, 2) * (2 * bound * exact.norm() + tiny * 2 * bound * exact.numel() ** 0.5) / (m.T @ before).norm()
-            share = (m.T @ (rounded - exact)).norm() / (m.T @ before).norm()
+            limit = torch.linalg.matrix_norm(m, 2) * (2 * bound * exact.norm() + tiny * 2 * bound * exact.numel() ** 0.5) / (m.T @ (before - exact)).norm()
+            share = (m.T @ (rounded - exact)).norm() / (m.T @ (before - exact)).norm()
             assert 0 < share < limit
             worst = max(worst, float(share))
     assert found.largest == pytest.approx(worst, rel=1e-4) and found.dtype == str(dtype).removeprefix("torch.")

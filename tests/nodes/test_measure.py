@@ -18,10 +18,15 @@ SIZE = {"width": 64, "height": 64}
 
 
 @pytest.fixture(scope="module")
-def edited(mini):
+def concept_basis(mini):
     forget = capture(mini, prompts("miplo\nblue square creature with an antenna and one big eye\nazure square critter with a bobbing antenna and one big eye"))
     retain = capture(mini, prompts("zorbo\ntarnik\npelluna\nfintolo\nquistle", role="retain"))
-    return apply(mini[0], build(forget, retain, retain_weight=1.0))
+    return build(forget, retain, retain_weight=1.0)
+
+
+@pytest.fixture(scope="module")
+def edited(mini, concept_basis):
+    return apply(mini[0], concept_basis)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +54,18 @@ def test_a_clone_reads_one_a_random_edit_stays_high_and_a_real_one_reads_low(min
     assert len(same["layers"]) == len(cross_attention_layers(mini[0]))
     real, other = measured(edited)[0], measured(random_edit(mini[0], edited))[0]
     assert real["leakage"] < 0.5 < 0.8 < other["leakage"], (real["leakage"], other["leakage"])
+
+
+def test_an_edit_of_the_output_is_seen_as_one_of_the_values(mini, concept_basis, measured):
+    values, output = (measured(apply(mini[0], concept_basis, where=where))[0] for where in ("values", "output"))
+    assert output["leakage"] < 0.6 and abs(output["leakage"] - values["leakage"]) < 0.1, (output["leakage"], values["leakage"])
+    assert all(layer["leakage"] < 0.95 for layer in output["layers"].values())  # also the first layer, whose own queries no edit changes
+
+
+def test_probes_in_each_others_place_are_refused(mini, edited):
+    inputs = {"original": mini[0], "edited": edited, "clip": mini[1], **SIZE}
+    with pytest.raises(PureError, match="concept probes come from a node with the role retain"):
+        run(MeasureLeakage, concept_probes=prompts("zorbo", role="retain"), retain_probes=prompts(CONCEPT), **inputs)
 
 
 def test_strength_orders_the_measure(mini, edited, measured):

@@ -185,6 +185,15 @@ def test_the_fingerprint_is_the_models_own_while_an_edited_clone_is_loaded(mini,
     assert fingerprint(model, layers) == own != fingerprint(edited, layers)
 
 
+def test_the_fingerprint_tells_loras_their_strength_and_output_edits_apart(mini, bases):
+    layers = cross_attention_layers(mini[0])
+    weaker = with_lora(mini[0], seed=3)
+    weaker.patches = {k: [(0.5 * entry[0], *entry[1:]) for entry in entries] for k, entries in weaker.patches.items()}
+    models = [mini[0], with_lora(mini[0], seed=3), with_lora(mini[0], seed=4), weaker, apply(mini[0], bases["contrast", "whole layer"], where="output"), apply(mini[0], bases["contrast", "whole layer"], where="output", strength=0.5)]
+    assert len({fingerprint(m, layers) for m in models}) == len(models)
+    assert fingerprint(with_lora(mini[0], seed=3), layers) == fingerprint(models[1], layers)
+
+
 def test_a_host_that_does_not_take_a_key_is_an_error_and_not_a_smaller_edit(mini, bases, monkeypatch):
     add = type(mini[0]).add_patches
     monkeypatch.setattr(type(mini[0]), "add_patches", lambda self, patches, *a, **k: add(self, dict(list(patches.items())[1:]), *a, **k))

@@ -159,6 +159,12 @@ def test_a_bypassed_layer_is_an_error_and_not_a_smaller_result(mini, monkeypatch
         capture(mini, prompts("zorbo"))
 
 
+def test_a_schedule_of_another_length_is_refused_before_a_step_is_run(mini, monkeypatch):
+    monkeypatch.setattr(type(mini[0].model), "apply_model", lambda *a, **k: pytest.fail("a step was run"))
+    with pytest.raises(PureError, match="ddim_uniform gives 31 steps where 30 are asked for"):
+        capture(mini, prompts("zorbo"), scheduler="ddim_uniform", steps=30)
+
+
 @pytest.mark.parametrize(("inputs", "words"), [
     ({"sampler_name": "euler_ancestral"}, "draw noise"), ({"sampler_name": "heun"}, "evaluate twice"), ({"sampler_name": "nonsense"}, "'nonsense'"),
     ({"scheduler": "nonsense"}, "scheduler is 'nonsense'"), ({"steps": 2, "recorded_steps": 3}, "recorded_steps is 3"), ({"cfg": float("nan")}, "cfg is nan"),

@@ -174,10 +174,11 @@ def test_a_prefix_stays_inside_the_output_folder(edited, prefix):
         save_lora(edited, filename_prefix=prefix)
 
 
-def test_an_existing_file_is_never_overwritten(edited):
-    one = save_lora(edited, filename_prefix="loras/twice")
+@pytest.mark.parametrize("prefix", ["loras/twice", "loras/slash/", "loras/dot/.", "./loras//double"])
+def test_an_existing_file_is_never_overwritten(edited, prefix):
+    one = save_lora(edited, filename_prefix=prefix)
     before = Path(one).read_bytes()
-    assert save_lora(edited, filename_prefix="loras/twice") != one and Path(one).read_bytes() == before
+    assert save_lora(edited, filename_prefix=prefix) != one and Path(one).read_bytes() == before
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])

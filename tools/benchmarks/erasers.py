@@ -17,7 +17,6 @@ from pure_pack.nodes.host.layers import cross_attention_layers
 from pure_pack.nodes.host.patches import effective_weight
 from pure_pack.nodes.prompts import ConceptPrompts
 from pure_pack.pure_core.activations import Activations
-from pure_pack.pure_core.moments import MomentsFitter
 
 from mini_sd import studio
 from mini_sd.world import ARTISTS, CHARACTERS, COLORS, EYES, MARKS, NOUNS, SHAPES, STYLES, TOPPERS, Creature
@@ -131,7 +130,7 @@ class Eraser:
             trajectory = sampling.Trajectory(**{k: pooled.provenance[k] for k in sampling.Trajectory.__dataclass_fields__ if k != "batch_size"}, batch_size=self.settings["batch_size"])
             prompts = run(ConceptPrompts, concepts=anchors.lines, role=role, **dict(anchors.inputs))[0]
             layers = recording.recordable_layers(self.model)
-            moments = recording.record(self.model, layers, sampling.encode_all(self.clip, prompts), sampling.jobs_of(prompts, trajectory.latents), trajectory, MomentsFitter, recorder=PerPosition(layers))
+            moments = recording.record(self.model, sampling.encode_all(self.clip, prompts), sampling.jobs_of(prompts, trajectory.latents), trajectory, PerPosition(layers))
             self._captured[key] = Activations(moments, pooled.heads, pooled.provenance)
         return self._captured[key]
 
