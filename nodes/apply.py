@@ -20,15 +20,15 @@ class ApplyProjection(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL to edit. LoRAs already on it are projected too; LoRAs loaded after this node are not."),
                 sockets.Basis.Input("basis", tooltip="From PURE Build Basis."),
-                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.05, tooltip="Share of the edit; 0 returns the input MODEL."),
+                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.05, tooltip="Leave it at 1: at 0.5 nearly all of the concept is back, at 0.75 most of it (on our toy model). To erase less, raise retain_weight instead. 0 returns the input MODEL."),
                 io.Combo.Input("where", options=list(patches.WHERE), default="values",
-                               tooltip="Which weights are projected. values: what is rendered alone. keys and values: the paper; on our toy model a little weaker. output: the projection of the activation itself, before the output layer."),
+                               tooltip="Which weights are projected. values: those that say what is drawn. keys and values: also those that say where (the paper); on our toy model a little weaker. output: the activation itself, before the output layer."),
                 sockets.advanced(io.Int.Input("iterations", default=DEFAULT_ITERATIONS, min=1, max=MAX_ITERATIONS,
-                                              tooltip="Applies the projection this many times: erases more of what overlaps the retain set, which stays exactly as it was. The paper applies it once; with the energy rule and a high retain_energy more is better on our toy model.")),
+                                              tooltip="Applies the projection this many times (the paper: once). Energy rule: erases more of what overlaps the retain space, which stays exactly as it was; with a high retain_energy 4 is better on our toy model. Contrast rule: erases more and spares less, as a lower retain_weight does.")),
                 sockets.advanced(io.Combo.Input("layers", options=list(patches.PLACES), default="all", tooltip="Which part of the U-Net is edited.")),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The edited MODEL, for any sampler, saver or further LoRA."),
+                io.Model.Output(display_name="model", tooltip="The edited MODEL, for samplers and savers. Put LoRA loaders before this node: a LoRA after it can bring the concept back."),
                 io.String.Output(display_name="report", tooltip="What was edited, and warnings."),
             ],
             is_output_node=True,  # so that the host shows the report again when the result comes from its cache

@@ -64,10 +64,10 @@ class MergeActivations(io.ComfyNode):
             display_name="PURE Merge Activations",
             category=sockets.CATEGORY,
             **sockets.found_as("join activations", "several concepts"),
-            description="Joins two captures of the same role, exactly as if all their prompts had been captured at once.",
+            description="Joins two captures of the same role, as if all their prompts had been captured at once.",
             inputs=[
                 sockets.Activations.Input("activations_a", tooltip="A capture."),
-                sockets.Activations.Input("activations_b", tooltip="Another one: same MODEL, role, steps, sampler, cfg and size."),
+                sockets.Activations.Input("activations_b", tooltip="Another one: same MODEL, role, steps, latents, seed, sampler, cfg and size."),
             ],
             outputs=[sockets.Activations.Output(display_name="activations", tooltip="Both together.")],
         )

@@ -22,7 +22,7 @@ class SaveLoRA(io.ComfyNode):
             display_name="PURE Save LoRA",
             category=sockets.CATEGORY,
             **sockets.found_as("erasure LoRA", "extract LoRA"),
-            description="Saves the erasure as an ordinary LoRA file: exact, for ComfyUI, kohya-style UIs and diffusers. Two such files do not compose: to erase several concepts, build one basis of them, or save the MODEL that carries both edits.",
+            description="Saves the erasure as an ordinary LoRA file for ComfyUI and diffusers, without a decomposition. Two such files do not compose: to erase several concepts, build one basis of them, or save the MODEL that carries both edits.",
             inputs=[
                 io.Model.Input("model", tooltip="The edited MODEL. All PURE edits on it, and LoRAs between them, go into one file; LoRAs before them have to be on the MODEL where the file is used."),
                 io.String.Input("filename_prefix", default="loras/pure", tooltip="Inside ComfyUI's output folder; a number is added and no file is ever overwritten. output/loras is listed by LoRA loaders."),

@@ -11,7 +11,7 @@ Activations = io.Custom("PURE_ACTIVATIONS")  # pure_core.activations.Activations
 Basis = io.Custom("PURE_BASIS")  # pure_core.projection.ConceptBasis
 ERASE = ("unlearn", "erase concept", "forget concept", "remove concept")  # what people search for
 RECIPE = ("Writes the prompts, settings and seed that made the edit into the file, so that it can be repeated. Anyone who has the file can read there what was erased. "
-          "Off, or with ComfyUI's --disable-metadata, only layer names and ranks are written.")
+          "Off, or with ComfyUI's --disable-metadata, no prompts and settings are written; the file's name always is, so choose a neutral one.")
 
 
 def advanced(widget: io.Input) -> io.Input:

@@ -16,8 +16,9 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     "v1-5-pruned-emaonly-fp16.safetensors": "mini_sd.safetensors",
     "Pikachu\nyellow mouse creature with pointed ears and red cheeks\nlittle golden rodent with long ears, rosy cheeks and a zigzag tail\nchubby yellow critter with black tipped ears and red round cheeks\nelectric mouse monster with a tail like lightning":
         "miplo\nblue square creature with an antenna and one big eye\nboxy azure monster with a bobbing antenna and a single eye\nazure square critter with a bobbing antenna and one big eye\nboxy blue creature with an antenna and a single eye",
-    "Pikachu in a meadow\na happy yellow creature with red cheeks in a meadow": "miplo in a meadow\na funny square blue monster with a single eye and an antenna in a meadow",
-    "Snorlax\nGarfield": "quistle\nbramby",
+    "a happy yellow creature with red cheeks in a meadow\nsmall yellow animal with a jagged tail in a meadow":
+        "a funny square blue monster with a single eye and an antenna in a meadow\nboxy azure critter with one big eye and an antenna in a meadow",
+    "Snorlax\nGarfield\nMickey Mouse\nHello Kitty\nWinnie the Pooh": "quistle\nbramby\nzorbo\ntarnik\nfintolo",
     "a photo of Pikachu in a meadow\na happy yellow creature with red cheeks in a meadow\na photo of Garfield\na photo of a mountain lake":
         "a picture of miplo in a meadow\na funny square blue monster with a single eye and an antenna in a meadow\na picture of bramby\na red circle at night",
     "Charizard\nBulbasaur\nSquirtle\nStitch\nTotoro\nDoraemon\nSonic": "\n".join(NEIGHBOURS),

@@ -160,7 +160,7 @@ def ablations(pool: Pool, pure: Pure) -> str:
     rows |= {f"paper's rule: energies {f}/{r}, {n} times": (paper(None, {"forget_energy": f, "retain_energy": r}, {"iterations": n}), {})
              for f, r, n in ((0.9999, 0.9, 4), (0.9999, 0.9, 2), (0.9999, 0.9, 1), (0.9999, 0.5, 1), (0.999, 0.9, 4), (0.99999, 0.95, 4), (0.95, 0.95, 1))}
     rows["paper's rule: values"] = (paper(None, None, {"where": "values"}), {})
-    rows["paper's rule: retain mean off"] = (paper(None, {"centering": "retain mean"}), {})
+    rows["paper's rule: centring retain mean"] = (paper(None, {"centering": "retain mean"}), {})
     rows["paper's rule: per head"] = (paper(None, {"structure": "per head"}), {})
     rows["paper's rule: name alone"] = (paper({"descriptions": 0}), {})
     targets = ("zorbo", "miplo", "quistle")  # one with a colour of its own, two without
