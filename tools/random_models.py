@@ -60,6 +60,14 @@ def load_random(layout):
     return load(state), state
 
 
+def attention(module, x, context):
+    """softmax(Q K^T / sqrt(d)) V of a cross-attention module, heads concatenated, in float32 from its inputs and weights alone: what a capture has to record."""
+    q, k, v = (t.float() @ getattr(module, f"to_{p}").weight.float().T for p, t in (("q", x), ("k", context), ("v", context)))
+    split = lambda t: t.view(t.shape[0], t.shape[1], module.heads, -1).transpose(1, 2)
+    weights = torch.softmax(split(q) @ split(k).transpose(-1, -2) / (q.shape[-1] // module.heads) ** 0.5, -1)
+    return (weights @ split(v)).transpose(1, 2).flatten(2)
+
+
 class RandomClip:
     """A CLIP that gives every text its own random embedding and pooled output, of a MODEL's widths; 77 tokens per 60 characters."""
 

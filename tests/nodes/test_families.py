@@ -38,7 +38,8 @@ def test_every_family_from_capture_to_reload(family, tmp_path):
     for name, moments in got.moments.items():
         h = want[name].double()
         assert moments.count == len(h) == 2
-        assert (moments.factor.T @ moments.factor - h.T @ h).norm() < 1e-5 * (h.T @ h).norm(), name
+        # float32 through up to 70 layers, in a batch here and one by one there; the next test's control is an order of magnitude above
+        assert (moments.factor.T @ moments.factor - h.T @ h).norm() < 3e-5 * (h.T @ h).norm(), name
         heads = h.view(len(h), got.heads[name], -1)
         assert heads.norm(dim=(0, 2)).min() > 1e-3 * h.norm()  # every head is live
 

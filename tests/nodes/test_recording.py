@@ -8,6 +8,7 @@ from pure_pack.nodes.host.layers import cross_attention_layers, unet_of
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.projection import edit_matrix
 
+from random_models import attention
 from run_nodes import SMALL, build, capture, prompts
 
 
@@ -21,13 +22,7 @@ def independent_rows(model, clip, pairs, steps, size=64, cfg=1.0):
 
     def spy(name):
         def hook(module, args, kwargs):
-            x, context = args[0], kwargs["context"]
-            w = {p: getattr(module, f"to_{p}").weight.float() for p in "qkv"}
-            q, k, v = x.float() @ w["q"].T, context.float() @ w["k"].T, context.float() @ w["v"].T
-            split = lambda t: t.view(t.shape[0], t.shape[1], module.heads, -1).transpose(1, 2)
-            weights = torch.softmax(split(q) @ split(k).transpose(-1, -2) / (q.shape[-1] // module.heads) ** 0.5, -1)
-            h = (weights @ split(v)).transpose(1, 2).flatten(2)
-            rows[name].append((seen[-1], h.mean(1)))
+            rows[name].append((seen[-1], attention(module, args[0], kwargs["context"]).mean(1)))
         return hook
 
     handles = [unet.register_forward_pre_hook(lambda _, a, kw: seen.append(kw["transformer_options"]["cond_or_uncond"]), with_kwargs=True)]
