@@ -28,6 +28,7 @@ def summary_row(label: str, results: list[Shares], groups: list[str]) -> list:
 
 
 def summary_header(results: list[Shares], groups: list[str]) -> list[str]:
+    """The heading; n is of the row that was drawn in full."""
     counted = [f"{g.replace('_', '-')} (n {p.n})" if isinstance(p := pooled(results, g), Share) else g for g in groups]
     return ["", *counted, "worst other: mean, lowest", "harmonic mean"]
 
