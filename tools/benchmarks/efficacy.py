@@ -37,11 +37,11 @@ class Pool:
 
     def __init__(self):
         cores = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        self._lanes = [ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) for _ in range(cores)]
-        self._turn = itertools.count()
+        self._executors = [ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) for _ in range(cores)]
+        self.lanes, self._turn = cores, itertools.count()
 
     def call(self, function, *args, lane: int | None = None) -> Future:
-        return self._lanes[(next(self._turn) if lane is None else lane) % len(self._lanes)].submit(function, *args)
+        return self._executors[(next(self._turn) if lane is None else lane) % self.lanes].submit(function, *args)
 
     def see(self, weights, entries, negative="", lane: int | None = None) -> Future:
         return self.call(judging.see, weights, entries, negative, lane=lane)
@@ -59,7 +59,7 @@ def run_all(pool: Pool, rows: dict, targets, split: str, sizes, soups: dict) -> 
     for label, make in rows.items():
         for i, target in enumerate(targets):
             weights, minus = make(target)
-            lane = i if len(targets) % 2 == 0 else None
+            lane = i if len(targets) % pool.lanes == 0 else None
             waiting.setdefault(label, []).append(pool.see(weights, entries_of(target, split, sizes(label)) + soups.get(target, []), minus, lane))
     return {label: [f.result() for f in futures] for label, futures in waiting.items()}
 
