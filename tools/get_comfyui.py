@@ -130,7 +130,7 @@ def get_source() -> Path:
 
 def get_frontend() -> Path:
     """The folder of the newer frontend's pages."""
-    return get_packages(HOME / f"frontend-{NEWER_FRONTEND}", f"comfyui-frontend-package=={NEWER_FRONTEND}") / "comfyui_frontend_package" / "static"
+    return get_packages(HOME / f"comfyui-frontend-{NEWER_FRONTEND}", f"comfyui-frontend-package=={NEWER_FRONTEND}") / "comfyui_frontend_package" / "static"
 
 
 def get_comfy_cli() -> Path:
