@@ -1,9 +1,10 @@
 """Makes docs/web_ui.png and the pictures of the help pages from the real web UI, after runs of the examples on the miniature model.
 
-    python screenshots.py        (in tools/)
+    python screenshots.py [NODE_ID ...]        (in tools/; with ids the help pages' pictures of those alone)
 """
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from PIL import Image
@@ -40,7 +41,8 @@ def take_node(ui: Browser, node: str, target: Path) -> None:
 
 def main() -> None:
     install_checkpoint(Host.load().base)
-    missing = {page.stem for page in PAGES.glob("*.md")}
+    asked = set(sys.argv[1:])
+    missing = asked or {page.stem for page in PAGES.glob("*.md")}
     (PAGES / "pictures").mkdir(exist_ok=True)
     with Server() as server, chromium() as running:
         ui = Browser(running, server, SIZE)
@@ -50,7 +52,7 @@ def main() -> None:
                 continue
             ui.load(workflow, name)
             ui.run()
-            if name == "erase_a_character":
+            if name == "erase_a_character" and not asked:
                 ui.page.evaluate("([scale, offset]) => { app.canvas.ds.scale = scale; app.canvas.ds.offset = offset; app.canvas.setDirty(true, true) }", [SCALE, list(OFFSET)])
                 take(ui, PROJECT / "docs" / "web_ui.png")
             for node in ui.nodes():
