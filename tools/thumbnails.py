@@ -1,4 +1,4 @@
-"""Draws the thumbnails of the example workflows: each is run on the miniature model, and its saved pictures are laid side by side.
+"""Draws the thumbnails of the example workflows: each is run on the miniature model, and its pictures are laid side by side above its name.
 
     python thumbnails.py [NAME ...]        (in tools/)
 """
@@ -7,22 +7,29 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import workflows
 from comfyui_server import Server
 from get_comfyui import Host
 from mini_sd.layout import install_checkpoint
 
-CELL, GAP = 256, 8
+CELL, GAP, STRIP = 256, 8, 48
 
 
-def thumbnail(pictures: list[Path]) -> Image.Image:
-    """The first picture that each saver wrote, in a row."""
-    out = Image.new("RGB", (len(pictures) * (CELL + GAP) - GAP, CELL), "white")
-    for i, path in enumerate(pictures):
+def thumbnail(pictures: list[Path], name: str) -> Image.Image:
+    """Pictures of one height in a row, and the example's name below."""
+    shown = []
+    for path in pictures:
         with Image.open(path) as picture:
-            out.paste(picture.convert("RGB").resize((CELL, CELL), Image.NEAREST), (i * (CELL + GAP), 0))
+            width = round(picture.width * CELL / picture.height)
+            shown.append(picture.convert("RGB").resize((width, CELL), Image.Resampling.NEAREST))
+    out = Image.new("RGB", (sum(p.width + GAP for p in shown) - GAP, CELL + STRIP), "white")
+    at = 0
+    for picture in shown:
+        out.paste(picture, (at, 0))
+        at += picture.width + GAP
+    ImageDraw.Draw(out).text((out.width / 2, CELL + STRIP / 2), name.replace("_", " ").replace("sdxl", "SDXL").replace("lora", "LoRA"), fill="black", anchor="mm", font=ImageFont.load_default(30))
     return out
 
 
@@ -33,8 +40,9 @@ def main() -> None:
         for name in sys.argv[1:] or workflows.names():
             graph = workflows.to_api(workflows.substitute(workflows.load(name)), info)
             outputs = server.run(graph)
-            pictures = [server.file(outputs[i]["images"][0]) for i in workflows.find(graph, "SaveImage")]
-            thumbnail(pictures).save(workflows.EXAMPLES / f"{name}.jpg", quality=88)
+            shown = workflows.find(graph, "PURE_CompareImages") or workflows.find(graph, "SaveImage")
+            pictures = [server.file(outputs[i]["images"][0]) for i in shown]
+            thumbnail(pictures, name).save(workflows.EXAMPLES / f"{name}.jpg", quality=88)
             print(name, len(pictures))
 
 
