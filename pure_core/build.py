@@ -79,7 +79,7 @@ def check_roles(forget: Activations, retain: Activations | None) -> None:
     difference = layer_difference(shape_of(forget), shape_of(retain), "the forget capture", "the retain capture")
     if difference:
         raise PureError(f"The two captures are of different models: {difference}. Capture both from the same MODEL.")
-    both = {fold(c) for what in ("concepts", "prompts") for c in set(map(fold, forget.provenance.get(what, []))) & set(map(fold, retain.provenance.get(what, [])))}
+    both = set().union(*({fold(c) for c in forget.provenance.get(what, [])} & {fold(c) for c in retain.provenance.get(what, [])} for what in ("concepts", "prompts")))
     if both:
         raise PureError(f"{', '.join(sorted(both))}: to be forgotten and to be retained at once, which erases nothing; take it out of one of the two lists.")
 

@@ -106,11 +106,11 @@ def contrast_directions(forget: Moments, retain: Moments | None, weight: float, 
     the forget rows' mean variance.
     """
     root = forget.factor / max(forget.count, 1) ** 0.5
-    alone = retain is None or retain.energy == 0
-    if alone and forget.energy == 0:
+    spared = retain if retain is not None and retain.energy > 0 else None
+    if spared is None and forget.energy == 0:
         return root.new_zeros(0), root.new_zeros(forget.width, 0), root.new_zeros(forget.width, 0)
-    b = torch.zeros(forget.width, forget.width, dtype=root.dtype) if alone or retain is None else retain.second_moment()
-    b.diagonal().add_(ridge * (root.square().sum() if alone else b.trace()) / len(b))
+    b = spared.second_moment() if spared else root.new_zeros(forget.width, forget.width)
+    b.diagonal().add_(ridge * (b.trace() if spared else root.square().sum()) / len(b))
     lower = torch.linalg.cholesky(b)
     ratios, z = left_directions(torch.linalg.solve_triangular(lower, root.T, upper=False), weight * LITTLE / (1 - LITTLE))
     if max_rank:

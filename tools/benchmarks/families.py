@@ -41,6 +41,7 @@ def measure(family: str) -> list:
     from pure_pack.pure_core.projection import edit_matrix
 
     import random_models
+    from benchmarks import meters
     from benchmarks.erasers import ApplyProjection, BuildBasis, CaptureActivations, ConceptPrompts, run
 
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
@@ -75,7 +76,7 @@ def measure(family: str) -> list:
             b, original = basis.layers[layer.name], effective_weight(model, layer.key("values")).double()
             wanted = edit_matrix(b.u.double(), b.m.double()) @ original
             exact = max(exact, float((effective_weight(edited, layer.key("values")).double() - wanted).norm() / (wanted - original).norm()))
-        kept = sum(m.factor.nbytes + m.ones.nbytes for a in (forget, retain) for m in a.moments.values()) / 2**20
+        kept = meters.kept(forget) + meters.kept(retain)
         saving.save_lora(edited, Path(folder) / "lora.safetensors", "fp32", False, lambda: None)
         loaded = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(f"{folder}/lora.safetensors", safe_load=True), 1.0, 0.0)[0]
         worst = 0.0

@@ -20,14 +20,17 @@ def timed(function: Callable, *args) -> tuple:
     return result, time.perf_counter() - started
 
 
-def interleaved(a: Callable[[], object], b: Callable[[], object], pairs: int) -> tuple[list[float], list[float]]:
-    """Seconds of both, turn by turn and the first one changing, after one unmeasured turn: what slows the machine slows both."""
-    a(), b()
+def interleaved(a: Callable[[], object], b: Callable[[], object], pairs: int, prepare: Callable[[int], object] = lambda which: None) -> tuple[list[float], list[float]]:
+    """Seconds of both, turn by turn and the first one changing, after one unmeasured turn: what slows the machine slows both.
+
+    prepare(0) before each a, prepare(1) before each b: what is not to be counted.
+    """
     times: tuple[list[float], list[float]] = ([], [])
-    for i in range(pairs):
-        for which in ((0, 1) if i % 2 == 0 else (1, 0)):
+    for i in range(pairs + 1):
+        for which in ((0, 1) if i % 2 else (1, 0)):
+            prepare(which)
             times[which].append(timed((a, b)[which])[1])
-    return times
+    return times[0][1:], times[1][1:]
 
 
 def ratio(times: tuple[list[float], list[float]]) -> tuple[float, float, float]:
@@ -49,6 +52,11 @@ def peak(function: Callable, *args) -> tuple:
     before = resident()
     result = function(*args)
     return result, resident("VmHWM") - before
+
+
+def kept(activations) -> float:
+    """MB of the moments that a capture keeps."""
+    return sum(m.factor.nbytes + m.ones.nbytes for m in activations.moments.values()) / 2**20
 
 
 def flops(function: Callable[[], object]) -> float:

@@ -1,6 +1,6 @@
 """What the pack costs, beside the host's own work in the same run: the tables of docs/performance.md.
 
-    python -m benchmarks.speed [--only sampling algebra growth soak] [--write]       (in tools/)
+    python -m benchmarks.speed [--only sampling algebra growth profile soak] [--write]       (in tools/)
 
 The miniature model as it is, and random weights in SD 1.5's and SDXL's structure at full width on small latents. Each section
 in a process of its own. Times are compared pair by pair, turn by turn; a floor stands beside each: counted operations at the
@@ -77,20 +77,12 @@ def sampling(kind: str) -> list:
         capturing = meters.interleaved(bare, capture, PAIRS)
         memory = [meters.peak(f)[1] for f in (bare, capture, bare, capture)]
         forget, retain = capture(), capture(lines("retain"))
-        kept = sum(m.factor.nbytes + m.ones.nbytes for m in forget.moments.values()) / 2**20
         edited = run(ApplyProjection, model=model, basis=run(BuildBasis, forget=forget, retain=retain)[0])[0]
-        drawn: tuple[list, list] = ([], [])
-        for i in range(PAIRS + 1):
-            for which in ((0, 1) if i % 2 == 0 else (1, 0)):
-                one = (model, edited)[which]
-                management.load_models_gpu([one])  # putting patches on is not sampling
-                took = meters.timed(bare, one)[1]
-                if i:
-                    drawn[which].append(took)
+        drawn = meters.interleaved(bare, lambda: bare(edited), PAIRS, lambda which: management.load_models_gpu([(model, edited)[which]]))  # putting patches on is not sampling
         work = meters.flops(bare)
         read = pooled_bytes(model, unet_of(model), bare)
     return [kind, f"{count} prompts x {steps} steps, {size} px", median(capturing[0]), work / meters.product_rate(torch.float32), spread(capturing), f"{read / meters.copy_rate() / median(capturing[0]):.5f}", spread(drawn),
-            f"{max(memory[0::2]):.0f}", f"{max(memory[1::2]):.0f}", f"{kept:.1f}"]
+            f"{max(memory[0::2]):.0f}", f"{max(memory[1::2]):.0f}", f"{meters.kept(forget):.1f}"]
 
 
 def pooled_bytes(model, unet, run) -> float:
@@ -111,7 +103,7 @@ SAMPLING_HEADER = ["model", "work", "sampling s", "its floor s", "capture / the 
 
 
 def synthetic(layers, directions: int):
-    """Captures of ROWS rows a layer, forget and retain: a common mean, a falling spectrum, and as many directions that only forget has (0: every direction differs)."""
+    """Captures of ROWS rows a layer, forget and retain: a common mean, a falling spectrum, and as many directions that only forget has (0: none, but forget's spectrum is turned round)."""
     import torch
     from pure_pack.pure_core.activations import Activations
     from pure_pack.pure_core.moments import MomentsFitter
@@ -159,7 +151,7 @@ def algebra(kind: str) -> list[list]:
         own = model.get_key_patches(ROOT)
         weights = [own[layer.key(p)][0][0] for layer in layers for p in ("keys", "values")]
         management.load_models_gpu([model])
-        for label, directions in (("8 directions a layer", 8), ("every direction", 0)):
+        for label, directions in (("8 directions a layer", 8), ("the spectrum turned round", 0)):
             forget, retain = synthetic(layers, directions)
             (basis, _), building = meters.timed(build_basis, forget, retain, Settings())
             memory = meters.peak(build_basis, forget, retain, Settings())[1]
@@ -196,7 +188,6 @@ def growth(_: str) -> dict:
     base = Trajectory(10, 2, 1, 0, 1.0, 64, 64, "euler", "normal", 4)
     prompts = lambda n: make_prompts("\n".join(f"picture number {i}" for i in range(n)), "free text", "forget", False)[0]
     capture = lambda n, **changes: recording.capture(model, clip, prompts(n), replace(base, **changes))
-    mega = lambda a: sum(m.factor.nbytes + m.ones.nbytes for m in a.moments.values()) / 2**20
     rows, fits, fitted = [], [], {
         "prompts": ([8, 16, 24, 32, 48], lambda v: capture(v)),
         "steps": ([1, 2, 4, 6, 8, 10], lambda v: capture(8, recorded_steps=v)),
@@ -209,7 +200,7 @@ def growth(_: str) -> dict:
             fits.append([name, ", ".join(map(str, values)), ", ".join(f"{t:.2f}" for t in times), f"{a:.3f} + {b:.4f} n (+- {error:.4f})", f"{r2:.4f}"])
         for n in (25, 100, 200, 400):
             kept, high = meters.peak(capture, n)
-            rows.append([n, 2 * n, f"{high:.0f}", f"{mega(kept):.2f}"])
+            rows.append([n, 2 * n, f"{high:.0f}", f"{meters.kept(kept):.2f}"])
             del kept
         first = cross_attention_layers(model)[0]
         made = []
@@ -248,28 +239,27 @@ def profile(_: str) -> list[list]:
 
 def soak(_: str) -> dict:
     """QUEUES different captures, bases and edits through one server: its memory and its speed from first to last."""
+    import workflows
     from comfyui_server import Server
     from get_comfyui import Host
-    from mini_sd.layout import NAME, install_checkpoint
+    from mini_sd.layout import install_checkpoint
 
     install_checkpoint(Host.load().base)
-    words = ["zorbo", "dorrit", "tarnik", "pelluna", "fintolo", "bramby", "quistle"]
-    prompt = lambda text, role: {"class_type": "PURE_ConceptPrompts", "inputs": {"concepts": text, "preset": "object or character", "role": role, "include_empty_prompt": True, "templates": "a picture of {}"}}
     with Server() as server:
+        graph = workflows.to_api(workflows.substitute(workflows.load("erase_a_character")), server.get("/object_info"))
+        for i in workflows.find(graph, "SaveImage"):
+            graph[i] = {"class_type": "PreviewImage", "inputs": {"images": graph[i]["inputs"]["images"]}}  # nothing is to stay on the disk
+        find = lambda kind: [graph[i]["inputs"] for i in workflows.find(graph, kind)]
+        for inputs in find("PURE_ConceptPrompts"):
+            inputs["templates"] = "a picture of {}"
+        retain = next(inputs for inputs in find("PURE_ConceptPrompts") if inputs["role"] == "retain")
         status, memory, times = Path(f"/proc/{server.process.pid}/status"), [], []
-        for i in range(QUEUES):
-            capture = lambda source, seed=i: {"class_type": "PURE_CaptureActivations", "inputs": {
-                "model": ["load", 0], "clip": ["load", 1], "prompts": [source, 0], "steps": 4, "recorded_steps": 2, "latents": 1, "seed": seed, "cfg": 1.0, "width": 64, "height": 64,
-                "sampler_name": "euler", "scheduler": "normal", "batch_size": 8}}
-            graph = {"load": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": NAME}}, "f": prompt("miplo", "forget"), "r": prompt("\n".join(words[i % 3 : 3 + i % 3]), "retain"),
-                     "cf": capture("f"), "cr": capture("r"),
-                     "b": {"class_type": "PURE_BuildBasis", "inputs": {"forget": ["cf", 0], "retain": ["cr", 0], "rule": "contrast", "forget_energy": 0.9999, "retain_energy": 0.9, "retain_weight": 3.0,
-                                                                       "centering": "retain mean", "structure": "whole layer", "max_rank": 0}},
-                     "a": {"class_type": "PURE_ApplyProjection", "inputs": {"model": ["load", 0], "basis": ["b", 0], "strength": 1.0, "where": "values", "iterations": 1, "layers": "all"}},
-                     "c": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["load", 1], "text": "miplo"}}, "e": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
-                     "k": {"class_type": "KSampler", "inputs": {"model": ["a", 0], "positive": ["c", 0], "negative": ["c", 0], "latent_image": ["e", 0], "seed": i, "steps": 1, "cfg": 1.0,
-                                                                "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}},
-                     "d": {"class_type": "VAEDecode", "inputs": {"samples": ["k", 0], "vae": ["load", 2]}}, "p": {"class_type": "PreviewImage", "inputs": {"images": ["d", 0]}}}
+        for seed in range(QUEUES):
+            retain["concepts"] = "\n".join(workflows.NEIGHBOURS[seed % 3 : 3 + seed % 3])
+            for inputs in find("PURE_CaptureActivations"):
+                inputs.update({"steps": 4, "recorded_steps": 2, "seed": seed})
+            for inputs in find("KSampler"):
+                inputs.update({"steps": 1, "seed": seed})
             times.append(meters.timed(server.run, graph)[1])
             memory.append(meters.resident(status=status))
     at = list(range(WARM, QUEUES))
