@@ -80,7 +80,7 @@ def _canvas(title: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 
 def _spectra(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: Box) -> None:
-    """Singular values over the largest one, on logarithmic axes: forget lines with a disc at each kept rank, retain dots."""
+    """Singular values over the largest one, on logarithmic axes: forget lines with a disc at each kept rank (of a whole layer: heads have each their own), retain dots."""
     x0, y0, x1, y1 = box
     longest = max([2, *(len(s) for b in basis.layers.values() for s in (b.spectrum_forget, b.spectrum_retain))])
     px: Scale = lambda i: x0 + (x1 - x0) * np.log(i) / np.log(longest)
@@ -101,7 +101,7 @@ def _spectra(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: Box) -> None:
         points = [(px(i + 1), py(v)) for i, v in enumerate(b.spectrum_forget.tolist())]
         if len(points) > 1:
             draw.line(points, fill=BLUE, width=2)
-        if basis.rule == "energy" and 0 < b.rank <= len(points):
+        if basis.rule == "energy" and basis.structure == "whole layer" and 0 < b.rank <= len(points):
             x, y = points[b.rank - 1]
             draw.ellipse([x - 6, y - 6, x + 6, y + 6], outline=PAPER, fill=INK)
 

@@ -18,6 +18,7 @@ from .subspace import removed_share
 
 FORMAT, VERSION = "pure-basis", 1
 TENSORS = ("u", "m", "v_f", "v_r", "spectrum_forget", "spectrum_retain", "values")
+OF_THE_MODEL = ("context_width", "fingerprint")  # what is always said of the weights that a basis was captured on
 MATRICES = ("u", "m", "v_f", "v_r")
 ORTHONORMAL = 1e-5
 
@@ -49,9 +50,9 @@ def recipe_of(basis: ConceptBasis) -> dict[str, Any]:
 
 
 def save_basis(basis: ConceptBasis, target: Path, embed_recipe: bool = True) -> None:
-    """Writes a basis; without the recipe its settings, concepts and prompts are left out."""
+    """Writes a basis; without the recipe its settings, concepts and prompts are left out, but not which weights it is of."""
     head = {"format": FORMAT, "version": VERSION, "rule": basis.rule, "structure": basis.structure, "heads": {n: b.heads for n, b in basis.layers.items()},
-            "context_width": basis.provenance.get("context_width")}
+            **{k: basis.provenance.get(k) for k in OF_THE_MODEL}}
     if embed_recipe:
         head.update(recipe_of(basis))
     tensors = {f"{name}.{field}": getattr(b, field).contiguous().clone() for name, b in basis.layers.items() for field in TENSORS}
@@ -72,7 +73,7 @@ def load_basis(source: Path) -> ConceptBasis:
                 raise PureError(f"{name} does not hold the layers that it lists: it is damaged; save the basis again.")
             tensors = {key: file.get_tensor(key) for key in sorted(wanted)}
             layers = {layer: LayerBasis(int(heads), *(tensors[f"{layer}.{field}"] for field in TENSORS)) for layer, heads in head["heads"].items()}
-            provenance = {"context_width": head.get("context_width"), **dict(head.get("provenance", {}))}
+            provenance = {**{k: head[k] for k in OF_THE_MODEL if head.get(k)}, **dict(head.get("provenance", {}))}
             basis = ConceptBasis(layers, str(head["rule"]), str(head["structure"]), dict(head.get("settings", {})), provenance)
     except FileNotFoundError:
         raise PureError(f"There is no file {name}: choose one that is in the list.") from None

@@ -10,7 +10,7 @@ import torch
 from .moments import Moments
 
 Tensor = torch.Tensor
-RIDGE = 0.05  # eps of the contrast rule; of the retain rows' mean variance per channel. Not in the paper: ours.
+RIDGE = 0.0125  # eps of the contrast rule; of the retain rows' mean energy per live channel. Not in the paper: ours.
 LITTLE = 0.05  # a contrast direction along which less than this goes is left alone: it would add rank and no erasure
 ZERO = 1e-12  # singular values below this share of the largest are rounding
 GRAM_ZERO = 1e-7  # the same where they come from a Gram matrix, which squares them
@@ -98,7 +98,8 @@ def removed_share(ratios: Tensor, weight: float) -> Tensor:
 def contrast_directions(forget: Moments, retain: Moments | None, weight: float, max_rank: int = 0, ridge: float = RIDGE) -> tuple[Tensor, Tensor, Tensor]:
     """Generalised eigenvectors of (A, B) by falling ratio: ratios (k,), X (d, k) and B X, with X^T B X = I.
 
-    A = second moment of the forget rows, B = second moment of the retain rows + ridge tr(B)/d I. Not in the paper
+    A = second moment of the forget rows, B = second moment of the retain rows + ridge tr(B)/d I, with the d channels that
+    are not always zero. Not in the paper
     (ours): the concept sits in directions of low energy and high contrast. The E that minimises mean |E h_F|^2 +
     weight mean |E h_R - h_R|^2 (+ ridge) is weight B (A + weight B)^-1 = I - B X diag(removed_share) X^T, exactly with all
     directions; kept are those along which at least LITTLE goes, and at most max_rank (0: no cap). With B = L L^T they are
@@ -110,7 +111,8 @@ def contrast_directions(forget: Moments, retain: Moments | None, weight: float, 
     if spared is None and forget.energy == 0:
         return root.new_zeros(0), root.new_zeros(forget.width, 0), root.new_zeros(forget.width, 0)
     b = spared.second_moment() if spared else root.new_zeros(forget.width, forget.width)
-    b.diagonal().add_(ridge * (b.trace() if spared else root.square().sum()) / len(b))
+    energy = b.diagonal().clone() if spared else root.square().sum(0)
+    b.diagonal().add_(ridge * energy.sum() / (energy > 0).sum())
     lower = torch.linalg.cholesky(b)
     ratios, z = left_directions(torch.linalg.solve_triangular(lower, root.T, upper=False), weight * LITTLE / (1 - LITTLE))
     if max_rank:

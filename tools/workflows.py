@@ -24,7 +24,7 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     "Charizard\nBulbasaur\nSquirtle\nStitch\nTotoro\nDoraemon\nSonic": "\n".join(NEIGHBOURS),
     "Pikachu\nyellow mouse creature with pointed ears and red cheeks\nTotoro\nbig grey furry creature with a round white belly":
         "miplo\nblue square creature with an antenna and one big eye\npelluna\npurple star shaped creature with a crown, red cheeks and two eyes",
-    "Charizard\nBulbasaur\nSquirtle\nStitch\nDoraemon\nSonic": "\n".join(n for n in NEIGHBOURS if n != "pelluna"),
+    "Charizard\nBulbasaur\nSquirtle\nStitch\nDoraemon\nSonic": "zorbo\nbramby\nquistle",
     "a photo of Pikachu in a meadow": "a picture of miplo in a meadow",
     "a photo of Totoro in a meadow": "a picture of pelluna in a meadow",
     "sd_xl_base_1.0.safetensors": "mini_sd.safetensors",
@@ -43,8 +43,8 @@ def load(name: str) -> dict:
 
 
 def names() -> list[str]:
-    """Of all shipped example workflows, the one that everything starts with first."""
-    return sorted((path.stem for path in EXAMPLES.glob("*.json")), key=lambda name: (name != "erase_a_character", name))
+    """Of all shipped example workflows: the one that everything starts with, those that capture the same (the host keeps it), the others."""
+    return sorted((path.stem for path in EXAMPLES.glob("*.json")), key=lambda name: (name != "erase_a_character", name.startswith("erase"), name))
 
 
 def substitute(workflow: dict, table: dict = SUBSTITUTIONS) -> dict:

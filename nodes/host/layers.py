@@ -11,6 +11,7 @@ from ...pure_core.errors import PureError
 ROOT = "diffusion_model."  # prefix of the U-Net's keys in a MODEL
 PROJECTIONS = {"keys": "to_k", "values": "to_v", "output": "to_out.0"}
 SUPPORTED = "PURE edits U-Nets with text cross-attention: SD 1.x, SD 2.x, SDXL and their fine-tunes"
+WITHOUT_TEXT = ("Stable_Zero123", "Lotus")  # U-Nets of this layout that are fed a picture or a constant where others are fed text
 BLOCKS = {"input_blocks": "down", "middle_block": "middle", "output_blocks": "up"}
 
 
@@ -43,12 +44,14 @@ def cross_attention_layers(model) -> list[Layer]:
     family, unet, layers = type(model.model).__name__, unet_of(model), []
     if not all(hasattr(unet, block) for block in BLOCKS):
         raise PureError(f"This MODEL ({family}) is no U-Net: its text goes other ways than cross-attention keys and values of its own. {SUPPORTED}.")
+    if family in WITHOUT_TEXT:
+        raise PureError(f"This MODEL ({family}) is not asked in text, so there is no concept to name. {SUPPORTED}.")
     for name, module in unet.named_modules():
         if name.split(".")[-1] == "time_stack":
             raise PureError(f"This MODEL ({family}) makes videos from pictures and is not asked in text. {SUPPORTED}.")
         if name.split(".")[-1] != "attn2" or not all(hasattr(module, part) for part in ("to_q", "to_k", "to_v", "to_out", "heads")):
             continue
-        weights = {projection: module.get_submodule(path).weight for projection, path in PROJECTIONS.items()}
+        weights = {projection: getattr(module.get_submodule(path), "weight", None) for projection, path in PROJECTIONS.items()}
         for weight in weights.values():
             _refuse_quantised(weight, family)
         (width, context), (value_width, _) = weights["keys"].shape, weights["values"].shape
@@ -60,10 +63,10 @@ def cross_attention_layers(model) -> list[Layer]:
     return layers
 
 
-def _refuse_quantised(weight: torch.Tensor, family: str) -> None:
+def _refuse_quantised(weight: torch.Tensor | None, family: str) -> None:
     """GGUF, bitsandbytes, nunchaku and the like hold packed integers: a projection cannot be applied to them."""
     if weight is None or not weight.dtype.is_floating_point or hasattr(weight, "tensor_type") or weight.dim() != 2:
-        kind = type(weight).__name__ if weight is None or weight.dtype.is_floating_point else str(weight.dtype).removeprefix("torch.")
+        kind = "no weight at all" if weight is None else type(weight).__name__ if weight.dtype.is_floating_point else str(weight.dtype).removeprefix("torch.")
         raise PureError(f"The cross-attention weights of this MODEL ({family}) are quantised ({kind}): load an fp32, fp16, bf16 or fp8 checkpoint instead of a GGUF or nunchaku one.")
 
 

@@ -94,10 +94,12 @@ def architecture(model) -> dict[str, str]:
 
 
 def sampling_marks(model) -> dict[str, torch.Tensor]:
-    """The keys by which the host's loader knows v-prediction, zero terminal SNR and EDM noise levels again."""
+    """The keys by which the host's loader knows v-prediction, zero terminal SNR, EDM noise levels and Playground's EDM again."""
     sampling, marks = model.get_model_object("model_sampling"), {}
-    if isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM) and isinstance(sampling, comfy.model_sampling.V_PREDICTION):
-        marks = {f"edm_vpred.{end}": torch.tensor(getattr(sampling, end)).float() for end in ("sigma_max", "sigma_min")}
+    if model.model.model_type == comfy.model_base.ModelType.EDM:
+        marks = {f"edm_{what}": getattr(model.model.latent_format, f"latents_{what}").flatten().float() for what in ("mean", "std")}
+    elif isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM) and isinstance(sampling, comfy.model_sampling.V_PREDICTION):
+        marks = {f"edm_vpred.{end}": torch.as_tensor(getattr(sampling, end)).float() for end in ("sigma_max", "sigma_min")}
     if model.model.model_type == comfy.model_base.ModelType.V_PREDICTION:
         marks["v_pred"] = torch.tensor([])
         if getattr(sampling, "zsnr", False):
@@ -151,6 +153,8 @@ def save_lora(model, target: Path, dtype: str, embed_recipe: bool, step) -> dict
         raise PureError("The edit on this MODEL came in through a merge, so it is no LoRA any more: save the LoRA from the MODEL before the merge, or save a checkpoint.")
     if not keys:
         raise PureError("This MODEL carries no PURE edit, so there is nothing to save: connect the MODEL from PURE Apply Projection (strength above 0), with no node after it that drops its patches.")
+    if any(entry[2] != 1.0 for key, positions in keys.items() for entry in model.patches[key][positions[-1] + 1 :]):
+        raise PureError("A merge after PURE Apply Projection leaves only a part of the edit on this MODEL: save the LoRA from the MODEL before the merge, or save a checkpoint.")
     recipes, names = recipes_of(model), lora_names(model, list(keys))
     tensors, ranks, own = {}, {}, model.get_key_patches(ROOT)
     for key in keys:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pure_pack.pure_core.build import Settings, build_basis
 from pure_pack.pure_core.errors import PureError
-from pure_pack.pure_core.files import TENSORS, atomic_path, load_basis, save_basis
+from pure_pack.pure_core.files import OF_THE_MODEL, TENSORS, atomic_path, load_basis, save_basis
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_build import FORGET, RETAIN
@@ -35,7 +35,8 @@ def test_a_basis_is_read_back_as_it_was(tmp_path, rule):
 def test_without_the_recipe_no_prompt_is_in_the_file(tmp_path):
     save_basis(basis(), tmp_path / "b.safetensors", embed_recipe=False)
     assert b"zorbo" not in (tmp_path / "b.safetensors").read_bytes()
-    assert load_basis(tmp_path / "b.safetensors").layers.keys() == basis().layers.keys()
+    read = load_basis(tmp_path / "b.safetensors")
+    assert read.layers.keys() == basis().layers.keys() and read.provenance == {k: basis().provenance[k] for k in OF_THE_MODEL}  # another fine-tune can still be warned of
     save_basis(basis(), tmp_path / "c.safetensors")
     assert b"zorbo" in (tmp_path / "c.safetensors").read_bytes()  # control
 

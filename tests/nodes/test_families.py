@@ -65,6 +65,23 @@ def test_every_family_from_capture_to_reload(family, tmp_path):
         assert (sample(other, clip, "zorbo", steps=2) - latent).norm() < 0.01 * (latent - before).norm()
 
 
+MARKS = {"v_pred": {"v_pred": []}, "zero terminal SNR": {"v_pred": [], "ztsnr": []}, "EDM v-prediction": {"edm_vpred.sigma_max": 90.0, "edm_vpred.sigma_min": 0.01},
+         "Playground 2.5": {"edm_mean": [0.0] * 4, "edm_std": [1.0] * 4}, "none": {}}
+
+
+@pytest.mark.parametrize("kind", MARKS)
+def test_what_a_model_predicts_is_known_again_from_its_saved_checkpoint(kind, tmp_path):
+    """Prediction, noise levels and latent format, which the host reads off marks in the file."""
+    def told(model):
+        sampling = model.get_model_object("model_sampling")
+        return model.model.model_type.name, type(model.model.latent_format).__name__, [round(float(getattr(sampling, end)), 4) for end in ("sigma_min", "sigma_max")]
+
+    model = load({**random_state("koala 700m"), **{k: torch.tensor(v) for k, v in MARKS[kind].items()}})
+    comfy.sd.save_checkpoint(str(tmp_path / "model.safetensors"), model, extra_keys=saving.sampling_marks(model))
+    assert told(load(comfy.utils.load_torch_file(str(tmp_path / "model.safetensors")))) == told(model)
+    assert kind == "none" or told(model) != told(load(random_state("koala 700m")))  # control
+
+
 def test_size_and_pooled_output_reach_sdxl_as_in_its_own_sampling():
     """Control of the test above: with another pooled output, or another size, the rows are others."""
     model = load(random_state("koala 700m"))

@@ -200,10 +200,15 @@ def test_models_that_cannot_be_edited_are_refused_by_family(mini):
     for part in ("to_q", "to_k", "to_v"):
         packed.attn2.add_module(part, torch.nn.Linear(4, 4, bias=False))
     packed.attn2.add_module("to_out", torch.nn.Sequential(torch.nn.Linear(4, 4)))
-    holder = type("Patcher", (), {"model": type("SDXL", (), {"diffusion_model": packed})()})()
+    holder, lotus = (type("Patcher", (), {"model": type(name, (), {"diffusion_model": packed})()})() for name in ("SDXL", "Lotus"))
+    with pytest.raises(PureError, match=r"\(Lotus\) is not asked in text"):
+        cross_attention_layers(lotus)
     assert [layer.width for layer in cross_attention_layers(holder)] == [4]  # control
     packed.attn2.to_k.weight = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(PureError, match=r"quantised \(uint8\)"):
+        cross_attention_layers(holder)
+    packed.attn2.to_k = torch.nn.Module()  # as nunchaku's, which has a qweight and no weight
+    with pytest.raises(PureError, match=r"quantised \(no weight at all\)"):
         cross_attention_layers(holder)
 
 

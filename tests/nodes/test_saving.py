@@ -132,6 +132,8 @@ def test_nothing_to_save_is_refused_or_warned_of(mini, edited):
     merged = ModelMergeSimple().merge(model, edited, 0.5)[0]
     with pytest.raises(PureError, match="came in through a merge"):
         save_lora(merged)
+    with pytest.raises(PureError, match="leaves only a part of the edit"):
+        save_lora(ModelMergeSimple().merge(edited, model, 0.5)[0])
     assert "carries no PURE edit: it was saved as it is" in report(SaveCheckpoint, model=model, clip=clip, vae=vae)
     assert "Warning" not in report(SaveCheckpoint, model=edited, clip=clip, vae=vae)
 

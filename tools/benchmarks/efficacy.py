@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from . import attacks, judging, tables
-from .methods import PAPER, PEERS, PURE_STYLES_TRIED, PURE_TRIED, Pure
+from .methods import PAPER, PAPER_TRIED, PEERS, PURE_STYLES_TRIED, PURE_TRIED, Pure
 from mini_sd import studio
 from mini_sd.world import ARTISTS, CHARACTERS
 
@@ -30,6 +30,9 @@ FULL = {"each": 200, "others": 10, "sharing": 30, "shapes": 132}  # of a test of
 PART = {"each": 40, "others": 4, "sharing": 8, "shapes": 18}  # of a test of everything else
 TRY = {"each": 10, "others": 1, "sharing": 0, "shapes": 6}  # of a setting on the choose set
 SOUP = 40
+
+
+PAPERS_RULE = "PURE by the paper's rule"
 
 
 class Pool:
@@ -67,7 +70,7 @@ def run_all(pool: Pool, rows: dict, targets, split: str, sizes, soups: dict) -> 
 def choose(pool: Pool, pure: Pure, targets, tried_pure: dict) -> tuple[dict, str]:
     """The best setting of each eraser by the harmonic mean on the choose set, and the table of all that were tried."""
     best, table = {}, []
-    todo = {"PURE": {k: (lambda t, v=v: pure.edit(t, v)) for k, v in tried_pure.items()}}
+    todo = {name: {k: (lambda t, v=v: pure.edit(t, v)) for k, v in tried.items()} for name, tried in (("PURE", tried_pure), (PAPERS_RULE, PAPER_TRIED))}
     todo |= {name: {k: (lambda t, v=v, make=make: make(t, v)) for k, v in tried.items()} for name, (make, tried) in PEERS.items()}
     for name, rows in todo.items():
         seen = run_all(pool, rows, targets, "choose", lambda label: TRY, {})
@@ -89,12 +92,9 @@ def distances(part: list[list[dict]]) -> tuple[float, float, float]:
 def main_tables(pool: Pool, pure: Pure, best: dict, targets, tried_pure: dict, soups: dict) -> tuple[dict, dict[str, str]]:
     """Shares and tables: every eraser with defaults and with its best setting of the choose set, on the test set; PURE's own row for each target."""
     rows = {"PURE, nodes' defaults": lambda t: pure.edit(t)}
-    if targets[0] in CHARACTERS:
-        rows["PURE, the paper's rule"] = lambda t: pure.edit(t, PURE_TRIED[PAPER])
-        rows["PURE, the paper's rule, .95/.95 once"] = lambda t: pure.edit(t, PURE_TRIED["paper's rule, .95/.95, once"])
     if best["PURE"] != "defaults":
         rows[f"PURE, best tried ({best['PURE']})"] = lambda t: pure.edit(t, tried_pure[best["PURE"]])
-    for name, (make, tried) in PEERS.items():
+    for name, (make, tried) in {PAPERS_RULE: (pure.edit, PAPER_TRIED), **PEERS}.items():
         first = next(iter(tried))
         rows[f"{name}, default ({first})"] = lambda t, make=make, v=tried[first]: make(t, v)
         if best[name] != first:
@@ -139,7 +139,7 @@ def white_box(pool: Pool, pure: Pure, best: dict) -> str:
 
 def ablations(pool: Pool, pure: Pure) -> str:
     """One setting changed at a time, on the choose set."""
-    contrast, energy = ({}, {}), PURE_TRIED[PAPER]
+    contrast, energy = ({}, {}), PAPER_TRIED[PAPER]
     paper = lambda plan=None, build=None, apply=None: ({**energy[0], **(plan or {})}, {**energy[1], **(build or {})}, {**energy[2], **(apply or {})})
     rows: dict[str, tuple] = {"the nodes' defaults": (({}, {}, {}), {})}
     rows |= {f"retain weight {w:g}": (({}, {"retain_weight": w}, {}), {}) for w in (0.3, 1.0, 2.0, 5.0, 10.0, 100.0)}
@@ -161,7 +161,7 @@ def ablations(pool: Pool, pure: Pure) -> str:
     rows["a row per position, not their mean"] = (({}, {"positions": True}, {}), {})
     rows["cfg 4 while recording"] = ((*contrast, {}), {"cfg": 4.0})
     rows |= {f"paper's rule: energies {f}/{r}, {n} times": (paper(None, {"forget_energy": f, "retain_energy": r}, {"iterations": n}), {})
-             for f, r, n in ((0.9999, 0.9, 4), (0.9999, 0.9, 2), (0.9999, 0.9, 1), (0.9999, 0.5, 1), (0.999, 0.9, 4), (0.99999, 0.95, 4), (0.95, 0.95, 1))}
+             for f, r, n in ((0.95, 0.95, 1), (0.999, 0.5, 1), (0.9999, 0.5, 1), (0.9999, 0.7, 1), (0.9999, 0.9, 1), (0.9999, 0.9, 2), (0.9999, 0.9, 4))}
     rows["paper's rule: values"] = (paper(None, None, {"where": "values"}), {})
     rows["paper's rule: centring retain mean"] = (paper(None, {"centering": "retain mean"}), {})
     rows["paper's rule: per head"] = (paper(None, {"structure": "per head"}), {})
@@ -210,7 +210,7 @@ def leakage(pool: Pool, pure: Pure) -> str:
     from pure_pack.nodes.measure import MeasureLeakage
 
     settings = {"strength 0.25": ({}, {}, {"strength": 0.25}), "strength 0.5": ({}, {}, {"strength": 0.5}), "strength 0.75": ({}, {}, {"strength": 0.75}), "defaults": ({}, {}, {}),
-                "1 direction": ({}, {"max_rank": 1}, {}), "paper .95/.95": PURE_TRIED["paper's rule, .95/.95, once"], "paper .9999/.9 x4": PURE_TRIED[PAPER]}
+                "1 direction": ({}, {"max_rank": 1}, {}), "paper's rule, .95/.95, once": next(iter(PAPER_TRIED.values())), "paper's rule, best tried": PAPER_TRIED[PAPER]}
     out, pairs = [], []
     prompts = lambda lines, role: pure.nodes.run(pure.nodes.ConceptPrompts, concepts="\n".join(lines), role=role, templates="{}\na picture of {}", include_empty_prompt=False)[0]
     for label, (plan, build, apply) in settings.items():

@@ -1,6 +1,7 @@
 """Time, memory and counted work of a piece of code, side by side with another one."""
 from __future__ import annotations
 
+import ctypes
 import gc
 import time
 from collections.abc import Callable
@@ -48,6 +49,7 @@ def resident(field: str = "VmRSS", status: Path = STATUS) -> float:
 def peak(function: Callable, *args) -> tuple:
     """What function(*args) returns, and how many MB above what it held before the process held at most meanwhile."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before goes back to the system, or the function takes it from there unseen (glibc)
     CLEAR.write_text("5")  # resets VmHWM
     before = resident()
     result = function(*args)
