@@ -24,7 +24,7 @@ class Settings:
 
     rule: str = "contrast"
     forget_energy: float = 0.9999
-    retain_energy: float = 0.9
+    retain_energy: float = 0.5
     retain_weight: float = 3.0
     centering: str = "retain mean"
     structure: str = "whole layer"
