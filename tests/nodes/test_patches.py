@@ -29,10 +29,12 @@ def bases(mini):
 @pytest.mark.parametrize("rule", ["energy", "contrast"])
 @pytest.mark.parametrize("structure", ["whole layer", "per head"])
 @pytest.mark.parametrize("where", list(SIDES))
-@pytest.mark.parametrize("lora", [False, True])
-def test_effective_weights_equal_the_definition(mini, bases, rule, structure, where, lora):
+@pytest.mark.parametrize("upstream", ["nothing", "a LoRA", "a merge"])
+def test_effective_weights_equal_the_definition(mini, bases, rule, structure, where, upstream):
+    from comfy_extras.nodes_model_merging import ModelMergeSimple
+
     basis, model = bases[rule, structure], mini[0]
-    before = with_lora(model) if lora else model
+    before = {"nothing": lambda: model, "a LoRA": lambda: with_lora(model), "a merge": lambda: ModelMergeSimple().merge(model, with_lora(model), 0.25)[0]}[upstream]()
     for iterations in (1, 2, 4) if rule == "energy" else (1, 3):
         for strength in (1.0, 0.4):
             edited = apply(before, basis, where=where, iterations=iterations, strength=strength)

@@ -132,8 +132,12 @@ def test_nothing_to_save_is_refused_or_warned_of(mini, edited):
     merged = ModelMergeSimple().merge(model, edited, 0.5)[0]
     with pytest.raises(PureError, match="came in through a merge"):
         save_lora(merged)
+    half = ModelMergeSimple().merge(edited, model, 0.5)[0]
     with pytest.raises(PureError, match="leaves only a part of the edit"):
-        save_lora(ModelMergeSimple().merge(edited, model, 0.5)[0])
+        save_lora(half)
+    for mixed in (merged, half):  # a checkpoint has all of a merge
+        again = comfy.sd.load_checkpoint_guess_config(run(SaveCheckpoint, model=mixed, clip=clip, vae=vae)[0], output_vae=False, output_clip=False, model_options={"dtype": torch.float32})[0]
+        assert difference(again, mixed) < 1e-6 < 1e-2 < difference(again, model)
     assert "carries no PURE edit: it was saved as it is" in report(SaveCheckpoint, model=model, clip=clip, vae=vae)
     assert "Warning" not in report(SaveCheckpoint, model=edited, clip=clip, vae=vae)
 
