@@ -34,7 +34,7 @@ def uses() -> dict[str, list[tuple[str, int, tuple[str, ...]]]]:
         imported = {}
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
-                imported.update({a.asname or a.name.split(".")[0]: a.asname and a.name or a.name.split(".")[0] for a in node.names})
+                imported.update({a.asname or a.name.split(".")[0]: a.name if a.asname else a.name.split(".")[0] for a in node.names})
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 imported.update({a.asname or a.name: f"{node.module}.{a.name}" for a in node.names})
         ours = {name: module for name, module in imported.items() if module.split(".")[0] in ("comfy", "comfy_api", "folder_paths", "latent_preview", "server")}
