@@ -102,6 +102,33 @@ def test_prompts_of_different_lengths_are_captured_together(mini):
         assert m.count == 4 and (m.sum - total).norm() < 1e-5 * total.norm()
 
 
+def test_a_capture_is_its_forward_passes_and_one_transfer_a_step(mini, monkeypatch):
+    """Each prompt, and the empty one, is encoded once, whatever the latents; no unconditional half at cfg 1; no step after the last that is recorded."""
+    model, clip = mini[:2]
+    unet, moved, texts, halves = unet_of(model), [], [], []
+
+    class Counted:
+        tokenize = staticmethod(lambda text: texts.append(text) or clip.tokenize(text))
+        encode_from_tokens_scheduled = staticmethod(clip.encode_from_tokens_scheduled)
+
+    def cpu(tensor, original=torch.Tensor.cpu):
+        moved.append(tuple(tensor.shape))
+        return original(tensor)
+
+    anchors, width = prompts("zorbo\nmiplo", templates="{}\na picture of {}"), sum(layer.width for layer in cross_attention_layers(model))
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    handle = unet.register_forward_pre_hook(lambda _, a, kw: halves.append(list(kw["transformer_options"]["cond_or_uncond"])), with_kwargs=True)
+    try:
+        capture((model, Counted), anchors, latents=2, batch_size=4, steps=4, recorded_steps=3)
+        lone, runs, transfers = sorted(texts), list(halves), [s for s in moved if s[1:] == (width,)]
+        capture((model, clip), anchors, latents=2, batch_size=4, steps=4, recorded_steps=3, cfg=3.0)
+    finally:
+        handle.remove()
+    assert lone == sorted(["", *(text for _, text in anchors.pairs)])
+    assert runs == [[0]] * (2 * 3) and transfers == [(4, width)] * (2 * 3)  # 4 prompts x 2 latents in batches of 4, 3 steps each
+    assert [1, 0] in halves  # control: at cfg 3 the unconditional half runs
+
+
 def test_latent_j_depends_on_seed_and_j_alone(mini):
     one, three = (sampling.start_noise(mini[0], 7, n, 64, 64) for n in (1, 3))
     assert torch.equal(one[0], three[0]) and not torch.equal(three[0], three[1])
