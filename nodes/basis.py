@@ -47,7 +47,8 @@ class BuildBasis(io.ComfyNode):
 
     @classmethod
     def execute(cls, forget, rule, forget_energy, retain_energy, retain_weight, centering, structure, max_rank, retain=None) -> io.NodeOutput:
-        basis, warnings = build_basis(forget, retain, Settings(rule, forget_energy, retain_energy, retain_weight, centering, structure, max_rank))
+        settings = Settings(rule, forget_energy, retain_energy, retain_weight, centering, structure, max_rank)
+        basis, warnings = build_basis(forget, retain, settings, reporting.Progress(None, len(forget.moments)).step)
         chart, text = basis_chart(basis), describe_basis(basis, warnings)
         return io.NodeOutput(basis, chart, text, ui=reporting.report(text, warnings, chart, cls))
 

@@ -50,7 +50,7 @@ class CaptureActivations(io.ComfyNode):
         trajectory = sampling.Trajectory(steps, recorded_steps, latents, seed, cfg, width, height, sampler_name, scheduler, batch_size)
         cost = f"{trajectory.evaluations(len(prompts.pairs))} U-Net evaluations"
         what = f"{len(prompts.pairs)} {prompts.role} prompts x {latents} latents x {recorded_steps} steps"
-        reporting.show(f"Capturing {what}: {cost}", cls.hidden.unique_id)
+        reporting.show(f"Capturing {what}: {cost}\n{reporting.shortened(prompts.concepts)}", cls.hidden.unique_id)
         activations = recording.capture(model, clip, prompts, trajectory)
         report = f"Captured {what}: {activations.count} rows in each of {len(activations.moments)} cross-attention layers, {cost}.\nConcepts: {', '.join(prompts.concepts)}"
         return io.NodeOutput(activations, report, ui=reporting.report(report))

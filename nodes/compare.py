@@ -48,7 +48,8 @@ class CompareImages(io.ComfyNode):
         sampling.check_listed("sampler_name", sampler_name, sampling.all_samplers())
         sampling.check_listed("scheduler", scheduler, sampling.offered_schedulers())
         texts = [text for _, text in prompts.pairs]
-        reporting.show(f"Drawing {len(texts)} prompts with each MODEL, {steps} steps each", cls.hidden.unique_id)
+        cost = f"{sampling.evaluations(2 * len(texts) * steps, cfg)} U-Net evaluations (more with samplers that evaluate twice a step)"
+        reporting.show(f"Drawing {len(texts)} prompts with each MODEL, {steps} steps each: {cost}", cls.hidden.unique_id)
         before, after = draw_pairs(original, edited, clip, vae, texts, negative, seed, steps, cfg, sampler_name, scheduler, width, height)
         grid = comparison_grid(before, after, texts, columns)
-        return io.NodeOutput(grid, before, after, ui=reporting.report(f"{len(texts)} prompts, seed {seed}: before above after.", (), grid, cls))
+        return io.NodeOutput(grid, before, after, ui=reporting.report(f"{len(texts)} prompts, seed {seed}: before above after; {cost}.", (), grid, cls))

@@ -9,7 +9,7 @@ from ..pure_core.charts import leakage_chart
 from ..pure_core.leakage import as_numbers, describe_leakage
 from . import sockets
 from .host import reporting, sampling
-from .host.probing import measure_leakage
+from .host.probing import evaluations, measure_leakage
 
 
 class MeasureLeakage(io.ComfyNode):
@@ -44,7 +44,8 @@ class MeasureLeakage(io.ComfyNode):
     @classmethod
     def execute(cls, original, edited, clip, concept_probes, retain_probes, seed, steps, width, height) -> io.NodeOutput:
         trajectory = sampling.Trajectory(steps, steps, 1, seed, 1.0, width, height, "euler", "normal", 4)
-        reporting.show(f"Measuring {len(concept_probes.pairs)} concept probes and {len(retain_probes.pairs)} retain probes, {steps} steps each, with both MODELs", cls.hidden.unique_id)
+        cost = f"{evaluations(concept_probes, retain_probes, trajectory)} U-Net evaluations"
+        reporting.show(f"Measuring {len(concept_probes.pairs)} concept probes and {len(retain_probes.pairs)} retain probes with both MODELs: {cost}", cls.hidden.unique_id)
         layers = measure_leakage(original, edited, clip, concept_probes, retain_probes, trajectory)
-        text, chart = describe_leakage(layers, concept_probes.concepts, retain_probes.concepts), leakage_chart(layers, concept_probes.concepts)
+        text, chart = f"{describe_leakage(layers, concept_probes.concepts, retain_probes.concepts)}\n{cost}.", leakage_chart(layers, concept_probes.concepts)
         return io.NodeOutput(text, json.dumps(as_numbers(layers)), chart, ui=reporting.report(text, (), chart, cls))

@@ -1,6 +1,7 @@
 """From captured activations to the basis of an edit: both rules, whole layers or single heads."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -56,10 +57,13 @@ class Block:
     values: torch.Tensor
 
 
-def build_basis(forget: Activations, retain: Activations | None, settings: Settings) -> tuple[ConceptBasis, list[str]]:
-    """The joint basis of all forget concepts, and warnings. Raises PureError where it could not do what it says."""
+def build_basis(forget: Activations, retain: Activations | None, settings: Settings, step: Callable[[], None] = lambda: None) -> tuple[ConceptBasis, list[str]]:
+    """The joint basis of all forget concepts, and warnings; `step` is called after each layer. Raises PureError where it could not do what it says."""
     check_roles(forget, retain)
-    layers = {name: build_layer(m, retain.moments[name] if retain else None, forget.heads[name], settings) for name, m in forget.moments.items()}
+    layers = {}
+    for name, m in forget.moments.items():
+        layers[name] = build_layer(m, retain.moments[name] if retain else None, forget.heads[name], settings)
+        step()
     provenance = {k: v for k, v in forget.provenance.items() if k not in ("role", "concepts", "prompts")}
     for role, captured in (("forget", forget), ("retain", retain)):
         provenance[role] = {k: captured.provenance[k] for k in ("concepts", "prompts", "seed", "latents") if k in captured.provenance} if captured else {"concepts": [], "prompts": []}

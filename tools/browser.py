@@ -14,7 +14,8 @@ from get_comfyui import find_chromium
 
 DESKTOP, LAPTOP = (1920, 1080), (1366, 768)
 OPEN_SECONDS = 120
-NEW_USER = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en"}  # nothing over the canvas
+NEW_USER = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en",  # nothing over the canvas
+            "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.0, "LiteGraph.Canvas.MinFontSizeForLOD": 0}  # texts at any zoom
 
 WATCH = """() => {
   const seen = window.seen = {ended: 0, error: null, interrupted: 0, titles: [], texts: {}, steps: []};
@@ -31,6 +32,14 @@ NODES = """() => app.graph.nodes.map(n => ({
   id: String(n.id), type: n.type, title: n.title, box: Array.from(n.boundingRect), errors: !!n.has_errors, registered: n.type in LiteGraph.registered_node_types || !!n.isSubgraphNode?.(),
   pictures: (n.imgs ?? []).filter(i => i.complete && i.naturalWidth).length,
   text: n.widgets?.find(w => w.name === '$$node-text-preview')?.value ?? ''}))"""
+
+
+FOREIGN = ("api.comfy.org", "Failed to load resource", "net::ERR")  # the frontend asks servers that tests do not reach, and for files of a user that has none
+
+
+def faults(errors: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What the console and uncaught exceptions said, but for what the host's frontend says without the pack."""
+    return [e for e in errors if not any(words in "".join(e) for words in FOREIGN)]
 
 
 @contextlib.contextmanager
@@ -78,6 +87,13 @@ class Browser:
         self.page.evaluate("([w, name]) => app.loadGraphData(w, true, true, name)", [workflow, name])
         self.page.wait_for_timeout(500)
         self.fit()
+
+    def saved_again(self, name: str) -> list[dict]:
+        """The graph as Save writes it, and as it is written after that file was opened."""
+        save = "JSON.parse(JSON.stringify(app.graph.serialize()))"
+        first = self.page.evaluate(save)
+        self.load(first, name)
+        return [{k: v for k, v in graph.items() if k in ("nodes", "links", "groups", "definitions")} for graph in (first, self.page.evaluate(save))]
 
     def fit(self) -> None:
         """Shows all of the graph."""

@@ -11,7 +11,7 @@ from ...pure_core.moments import RowKeeper
 from ...pure_core.prompts import Prompts
 from .layers import Layer
 from .recording import Recorder, record, recordable_layers
-from .reporting import Progress
+from .reporting import Progress, check_cancelled
 from .sampling import Trajectory, encode, encode_all, jobs_of, start_noise
 
 
@@ -23,6 +23,12 @@ def common_layers(original, edited) -> list[Layer]:
     if difference:
         raise PureError(f"These are not one MODEL before and after an edit: {difference}.")
     return layers
+
+
+def evaluations(concept: Prompts, retain: Prompts, trajectory: Trajectory) -> int:
+    """U-Net evaluations that a measure takes: the edited MODEL is not asked where the concept shows."""
+    _, measuring = leakage.split_probes(concept)
+    return trajectory.evaluations(len(concept.pairs) + len(measuring.pairs) + 2 * len(retain.pairs))
 
 
 def measure_leakage(original, edited, clip, concept: Prompts, retain: Prompts, trajectory: Trajectory) -> dict[str, leakage.LayerLeakage]:
@@ -49,7 +55,13 @@ def draw_pairs(original, edited, clip, vae, prompts: list[str], negative: str, s
     conditioning = {text: encode(clip, text) for text in dict.fromkeys([*prompts, negative])}
     progress = Progress(original, 2 * len(prompts) * steps)
     latents = [[draw_latent(model, conditioning[text], conditioning[negative], seed, steps, cfg, sampler_name, scheduler, width, height, progress) for text in prompts] for model in (original, edited)]
-    return tuple(torch.cat([vae.decode(latent) for latent in part]) for part in latents)  # after all drawing: on a small GPU the VAE drives the U-Net out
+    return tuple(torch.cat([decode(vae, latent) for latent in part]) for part in latents)  # after all drawing: on a small GPU the VAE drives the U-Net out
+
+
+def decode(vae, latent: torch.Tensor) -> torch.Tensor:
+    """The picture of a latent; raises the host's InterruptProcessingException if the user has cancelled."""
+    check_cancelled()
+    return vae.decode(latent)
 
 
 def draw_latent(model, positive, negative, seed, steps, cfg, sampler_name, scheduler, width, height, progress) -> torch.Tensor:

@@ -43,6 +43,11 @@ def show(text: str, node_id: str | None) -> None:
         server.send_progress_text(text, node_id)
 
 
+def shortened(concepts: tuple[str, ...], most: int = 3) -> str:
+    """The first few concepts, and how many more there are."""
+    return ", ".join(concepts[:most]) + (f" and {len(concepts) - most} more" if len(concepts) > most else "")
+
+
 def report(text: str, warnings: list[str] = (), image=None, cls=None) -> dict:
     """Logs a report's warnings and returns the node's `ui`: all of it for the history, its first lines for web/js/report.js to show on the node."""
     for warning in warnings:

@@ -40,8 +40,13 @@ class Trajectory:
             raise PureError(f"cfg is {self.cfg}: it has to be a number of at least 0 (1: no unconditional half).")
 
     def evaluations(self, prompts: int) -> int:
-        """U-Net evaluations of single samples that a capture takes; the unconditional half counts too."""
-        return prompts * self.latents * self.recorded_steps * (1 if self.cfg == 1 else 2)
+        """U-Net evaluations of single samples that a capture of so many prompts takes."""
+        return evaluations(prompts * self.latents * self.recorded_steps, self.cfg)
+
+
+def evaluations(steps: int, cfg: float) -> int:
+    """U-Net evaluations of single samples in so many sampling steps; the unconditional half counts too."""
+    return steps * (1 if cfg == 1 else 2)
 
 
 def check_listed(what: str, value: str, listed: list[str]) -> None:

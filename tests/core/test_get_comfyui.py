@@ -74,3 +74,13 @@ def test_a_file_is_old_or_new_and_never_half(tmp_path):
     write_whole(tmp_path / "f", b"old")
     write_whole(tmp_path / "f", b"new")
     assert (tmp_path / "f").read_bytes() == b"new" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_without_a_chromium_the_tests_set_up_ends_in_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(get_comfyui, "set_up", lambda *a: pytest.fail("work was done"))
+    monkeypatch.setattr(get_comfyui.shutil, "which", lambda name: None)
+    assert get_comfyui.main(["--tests"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "No Chromium was found" in said and "apt-get install chromium" in said
+    monkeypatch.setattr(get_comfyui.shutil, "which", lambda name: f"/somewhere/{name}" if name == "google-chrome" else None)
+    assert get_comfyui.find_chromium() == "/somewhere/google-chrome"  # control

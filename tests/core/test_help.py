@@ -1,4 +1,4 @@
-"""Every node has a help page that names each of its inputs."""
+"""Every node has a help page that names each of its inputs and outputs, says what to change when it does not work, and has a picture."""
 import re
 
 import pytest
@@ -19,4 +19,9 @@ def test_the_node_has_a_page_that_names_its_inputs(node):
     schema = NODES[node].split(f'node_id="{node}"')[1].split("outputs=[")[0]
     inputs = re.findall(r'Input\("(\w+)"', schema)
     assert inputs
-    assert node == "PURE_MergeActivations" or not [i for i in inputs if i not in page]
+    cells = [cell for line in page.splitlines() if line.startswith("| ") for cell in re.findall(r"\w+", line.split("|")[1])]
+    assert not [i for i in inputs if i not in cells]
+    outputs = re.findall(r'display_name="(\w+)"', NODES[node].split(f'node_id="{node}"')[1].split("outputs=[")[1].split("],")[0])
+    assert not [o for o in outputs if f"`{o}`" not in page]
+    assert re.search(r"\*\*[^*]*\?|\*\*If ", page), "what to change when it does not work"
+    assert f"(pictures/{node}.png)" in page

@@ -55,7 +55,9 @@ def test_comfy_cli_finds_no_fault_and_packs_what_is_listed(tmp_path):
 
 
 FLAGGED_CALLS = {"eval", "exec", "compile", "__import__"}
-FLAGGED_MODULES = {"subprocess", "socket", "requests", "urllib", "http", "aiohttp", "httpx", "pickle", "ctypes", "importlib", "base64", "marshal", "shelve"}
+FLAGGED_MODULES = {"subprocess", "multiprocessing", "socket", "ssl", "websockets", "requests", "urllib", "http", "aiohttp", "httpx", "ftplib", "pickle", "ctypes", "importlib", "builtins", "base64", "marshal", "shelve"}
+FLAGGED_ATTRIBUTES = {"environ", "getenv", "putenv", "system", "popen", "hub", "urlopen"}  # and torch.load, which unpickles
+FLAGGED_WORDS = re.compile(r"\b(eval|Function|fetch|XMLHttpRequest|WebSocket|importScripts|innerHTML)\b|https?://")  # of what runs in the browser
 
 
 def faults(tree):
@@ -66,14 +68,22 @@ def faults(tree):
             out.append(node.func.id)
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         out += [n for n in names if n.split(".")[0] in FLAGGED_MODULES]
-        if isinstance(node, ast.Attribute) and node.attr in ("environ", "system", "popen"):
+        if isinstance(node, ast.ImportFrom):
+            out += [a.name for a in node.names if a.name in FLAGGED_ATTRIBUTES]
+        if isinstance(node, ast.Attribute) and (node.attr in FLAGGED_ATTRIBUTES or ast.unparse(node) == "torch.load"):
             out.append(node.attr)
     return out
 
 
 def test_nothing_shipped_is_flagged():
     assert {f: faults(tree) for f, tree in shipped_sources().items() if faults(tree)} == {}
-    assert set(faults(ast.parse("import pickle, os\nos.environ['x'] = eval('1')"))) == {"pickle", "eval", "environ"}  # control
+    assert set(faults(ast.parse("import pickle, os, torch\nfrom os import getenv\nos.environ['x'] = eval('1')\ntorch.load('x')"))) == {"pickle", "getenv", "eval", "environ", "load"}  # control
+
+
+def test_nothing_that_runs_in_the_browser_is_flagged():
+    scripts = [f for f in archived() if f.endswith(".js")]
+    assert scripts and {f: FLAGGED_WORDS.findall((ROOT / f).read_text(encoding="utf-8")) for f in scripts if FLAGGED_WORDS.search((ROOT / f).read_text(encoding="utf-8"))} == {}
+    assert FLAGGED_WORDS.search("await fetch('x')")  # control
 
 
 def test_a_scanner_finds_every_node_in_the_sources():

@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 from pure_pack.nodes.compare import CompareImages
-from pure_pack.nodes.host.layers import cross_attention_layers
+from pure_pack.nodes.host.layers import cross_attention_layers, unet_of
 from pure_pack.nodes.host.patches import ProjectionAdapter, edits_of, effective_weight
 from pure_pack.nodes.measure import MeasureLeakage
 from pure_pack.pure_core.errors import PureError
@@ -104,10 +104,14 @@ def test_compared_images_are_what_the_standard_nodes_draw(mini, edited):
     assert grid.shape[0] == 1 and grid.shape[1] > 4 * 64 and 0 <= grid.min() <= grid.max() <= 1
 
 
-def test_the_measures_report_shows_on_the_node(mini, edited):
+def test_the_measures_report_shows_on_the_node_and_says_what_it_cost(mini, edited):
+    evaluated = []
+    handle = unet_of(mini[0]).register_forward_pre_hook(lambda _, args: evaluated.append(len(args[0])))
     text = report(MeasureLeakage, original=mini[0], edited=edited, clip=mini[1], concept_probes=prompts(CONCEPT, templates="{}"),
                   retain_probes=prompts("dorrit", role="retain", templates="{}"), steps=2, **SIZE)
+    handle.remove()
     assert text.startswith("Leakage 0.") and "Retained: dorrit" in text
+    assert f"{sum(evaluated)} U-Net evaluations." in text and sum(evaluated) == (2 + 1 + 2 * 2) * 2  # concept, its measured half, retained twice; 2 steps
 
 
 @pytest.mark.parametrize("name", ["sampler_name", "scheduler"])

@@ -5,6 +5,7 @@ import pytest
 import torch
 from pure_pack.nodes.host import recording, sampling
 from pure_pack.nodes.host.layers import cross_attention_layers, unet_of
+from pure_pack.pure_core import build as pure_build
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.projection import edit_matrix
 
@@ -105,7 +106,7 @@ def test_prompts_of_different_lengths_are_captured_together(mini):
 def test_a_capture_is_its_forward_passes_and_one_transfer_a_step(mini, monkeypatch):
     """Each prompt, and the empty one, is encoded once, whatever the latents; no unconditional half at cfg 1; no step after the last that is recorded."""
     model, clip = mini[:2]
-    unet, moved, texts, halves = unet_of(model), [], [], []
+    unet, moved, texts, halves, evaluated = unet_of(model), [], [], [], []
 
     class Counted:
         tokenize = staticmethod(lambda text: texts.append(text) or clip.tokenize(text))
@@ -117,7 +118,7 @@ def test_a_capture_is_its_forward_passes_and_one_transfer_a_step(mini, monkeypat
 
     anchors, width = prompts("zorbo\nmiplo", templates="{}\na picture of {}"), sum(layer.width for layer in cross_attention_layers(model))
     monkeypatch.setattr(torch.Tensor, "cpu", cpu)
-    handle = unet.register_forward_pre_hook(lambda _, a, kw: halves.append(list(kw["transformer_options"]["cond_or_uncond"])), with_kwargs=True)
+    handle = unet.register_forward_pre_hook(lambda _, a, kw: (halves.append(list(kw["transformer_options"]["cond_or_uncond"])), evaluated.append(len(a[0])))[0], with_kwargs=True)
     try:
         capture((model, Counted), anchors, latents=2, batch_size=4, steps=4, recorded_steps=3)
         lone, runs, transfers = sorted(texts), list(halves), [s for s in moved if s[1:] == (width,)]
@@ -127,6 +128,8 @@ def test_a_capture_is_its_forward_passes_and_one_transfer_a_step(mini, monkeypat
     assert lone == sorted(["", *(text for _, text in anchors.pairs)])
     assert runs == [[0]] * (2 * 3) and transfers == [(4, width)] * (2 * 3)  # 4 prompts x 2 latents in batches of 4, 3 steps each
     assert [1, 0] in halves  # control: at cfg 3 the unconditional half runs
+    said = [sampling.Trajectory(4, 3, 2, 0, cfg, 64, 64, "euler", "normal", 4).evaluations(4) for cfg in (1.0, 3.0)]
+    assert [sum(evaluated[:6]), sum(evaluated[6:])] == said == [24, 48]  # what the report says it costs
 
 
 def test_latent_j_depends_on_seed_and_j_alone(mini):
@@ -170,6 +173,23 @@ def test_no_hook_is_left_after_success_exception_or_cancel(mini, monkeypatch):
             capture(mini, prompts("zorbo"))
     check()
     assert not comfy.model_management.processing_interrupted()
+
+
+def test_a_cancel_while_a_basis_is_built_answers_before_the_next_layer(mini, monkeypatch):
+    forget, retain = capture(mini, prompts("zorbo")), capture(mini, prompts("miplo", role="retain"))
+    original, built = pure_build.build_layer, []
+
+    def build_layer(*args):
+        built.append(original(*args))
+        comfy.model_management.interrupt_current_processing()
+        return built[-1]
+
+    monkeypatch.setattr(pure_build, "build_layer", build_layer)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        build(forget, retain)
+    assert len(built) == 1 and not comfy.model_management.processing_interrupted()
+    monkeypatch.undo()
+    assert len(build(forget, retain).layers) == 7  # control
 
 
 def test_a_bypassed_layer_is_an_error_and_not_a_smaller_result(mini, monkeypatch):

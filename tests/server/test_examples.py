@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import workflows
+from browser import faults
 
 PICTURED = ("SaveImage", "PreviewImage", "PURE_BuildBasis", "PURE_MeasureLeakage", "PURE_CompareImages")
 REPORTING = ("PURE_CaptureActivations", "PURE_BuildBasis", "PURE_ApplyProjection", "PURE_MeasureLeakage", "PURE_CompareImages", "PURE_SaveLoRA", "PURE_SaveCheckpoint")
@@ -24,12 +25,12 @@ class Examples:
             workflow = workflows.substitute(workflows.load(name))
             graph = workflows.to_api(workflow, self.server.get("/object_info"))
             self.ui.load(workflow, name)
-            loaded = self.ui.nodes()
+            loaded, kept = self.ui.nodes(), self.ui.saved_again(name)
             self.ui.shot(f"{name}-loaded")
             seen = self.ui.run()
             self.ui.fit()
             self.ui.shot(f"{name}-ran")
-            self.done[name] = SimpleNamespace(graph=graph, loaded=loaded, seen=seen, ran=self.ui.nodes(), prompt=self.ui.prompt(), shown=self.ui.page.evaluate("app.nodeOutputs"),
+            self.done[name] = SimpleNamespace(graph=graph, loaded=loaded, kept=kept, seen=seen, ran=self.ui.nodes(), prompt=self.ui.prompt(), shown=self.ui.page.evaluate("app.nodeOutputs"),
                                               errors=list(self.ui.errors), outputs=self.server.run(graph, seconds=900))
         return self.done[name]
 
@@ -54,6 +55,10 @@ def overlaps(nodes):
     return found
 
 
+def test_faults_are_found():
+    assert faults([("TypeError: x is undefined\n at pure.js", ""), ("Failed to load resource: 404", "http://127.0.0.1/api/userdata/comfy.templates.json")]) == [("TypeError: x is undefined\n at pure.js", "")]
+
+
 def test_overlaps_are_found():
     assert overlaps([{"title": "a", "box": [0, 0, 10, 10]}, {"title": "b", "box": [9, 9, 10, 10]}, {"title": "c", "box": [30, 0, 1, 1]}]) == [("b", "a")]
 
@@ -64,7 +69,14 @@ def test_it_loads_whole_and_can_be_read(examples, name):
     assert [n["type"] for n in loaded if not n["registered"] or n["errors"]] == []
     assert overlaps(loaded) == [] and overlaps(ran) == []
     assert [n["title"] for n in loaded if n["type"] == "MarkdownNote"] == ["Read me"]
-    assert [e for e in examples[name].errors if "pure" in "".join(e).lower() and "api.comfy.org" not in e[0]] == []
+    assert faults(examples[name].errors) == []
+
+
+@pytest.mark.parametrize("name", workflows.names())
+def test_saving_and_loading_again_keeps_all_of_it(examples, name):
+    """Values, titles, notes, groups, links, places, bypassed nodes."""
+    first, second = examples[name].kept
+    assert first == second and len(first["nodes"]) == len(examples[name].loaded) and len(first["groups"]) >= 2
 
 
 @pytest.mark.parametrize("name", workflows.names())
@@ -85,13 +97,22 @@ def test_pictures_and_reports_are_on_the_nodes_after_a_run(examples, name):
         assert kind not in REPORTING or nodes[i]["text"], (i, kind)
 
 
-def test_progress_is_shown_and_says_what_is_captured(examples):
-    one = examples[workflows.names()[0]]
+@pytest.mark.parametrize("name", workflows.names())
+def test_progress_is_shown(examples, name):
+    """Of every sampler, and of every capture that an example before has not left in the cache."""
+    one = examples[name]
     assert len({t for t in one.seen["titles"] if re.match(r"\[\d+%\]", t)}) >= 5  # the page's title counts
-    for i in workflows.find(one.graph, "PURE_CaptureActivations"):
-        assert one.seen["texts"][i][0].startswith("Capturing") and "U-Net evaluations" in one.seen["texts"][i][0]
-        steps = [value for node, value, _ in one.seen["steps"] if node == i]
-        assert len(steps) >= 20 and steps == sorted(steps)
+    for node in {node for node, _, _ in one.seen["steps"]}:
+        steps = [value for i, value, _ in one.seen["steps"] if i == node]
+        assert steps == sorted(steps)
+
+
+def test_while_it_runs_a_capture_says_what_is_captured_and_what_it_costs(examples):
+    one = examples[workflows.names()[0]]
+    for i, concept in zip(workflows.find(one.graph, "PURE_CaptureActivations"), ("miplo", "zorbo")):
+        text = one.seen["texts"][i][0]
+        assert text.startswith("Capturing") and "U-Net evaluations" in text and concept in text
+        assert len([value for node, value, _ in one.seen["steps"] if node == i]) >= 20
 
 
 @pytest.mark.parametrize("name", workflows.names())

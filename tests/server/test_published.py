@@ -8,6 +8,7 @@ from PIL import Image
 
 import pack
 import workflows
+from browser import Browser, faults
 from comfyui_server import Server
 from get_comfyui import PACK, Host
 
@@ -25,13 +26,14 @@ def fresh(base, tmp_path_factory):
     return folder
 
 
-def test_the_first_example_runs_from_the_unpacked_archive_beside_another_copy(fresh):
+def test_the_first_example_runs_from_the_unpacked_archive_beside_another_copy(fresh, running_chromium):
     assert not (fresh / "custom_nodes" / PACK / "tools").exists()
     with Server(fresh) as server:
         about_us = [line for line in server.log_text().splitlines() if PACK in line or OTHER in line]
         assert len([line for line in about_us if "seconds" in line]) == 2 and not [line for line in about_us if "FAILED" in line or "Cannot" in line or "Error" in line]
         workflow = json.loads((fresh / "custom_nodes" / PACK / "example_workflows" / "erase_a_character.json").read_text(encoding="utf-8"))
         graph = workflows.to_api(workflows.substitute(workflow), server.get("/object_info"))
+        assert faults(Browser(running_chromium, server).errors) == []  # each copy brings its script
         outputs = server.run(graph)
         before, after = ([np.asarray(Image.open(server.file(i)), dtype=np.int16) for i in outputs[n]["images"]] for n in workflows.find(graph, "SaveImage"))
     assert len(before) == len(after) > 0 and np.abs(before[0] - after[0]).mean() > 2

@@ -63,10 +63,14 @@ def test_the_interface_speaks_each_language(newer_server, newer_ui):
         server.post("/settings", {"Comfy.Locale": code})
         ui.reload()
         ui.clear()
-        ui.add("PURE_ApplyProjection")
-        node = ui.page.evaluate("(() => { const n = app.graph.nodes[0]; return {title: n.title, outputs: n.outputs.map(o => o.localized_name), strength: n.widgets[0].label} })()")
-        text = texts["PURE_ApplyProjection"]
-        assert node == {"title": text["display_name"], "outputs": [text["outputs"][i]["name"] for i in sorted(text["outputs"])], "strength": text["inputs"]["strength"]["name"]}
+        for kind in NODES:
+            ui.clear()
+            ui.add(kind)
+            node = ui.page.evaluate("""(() => { const n = app.graph.nodes[0], own = (n.widgets ?? []).filter(w => !w.name.startsWith('$$') && !['control_after_generate', 'Comfy.upload'].includes(w.name));
+              return {title: n.title, outputs: n.outputs.map(o => o.localized_name), widgets: Object.fromEntries(own.map(w => [w.name, w.label ?? w.name]))} })()""")
+            text = texts[kind]
+            assert (node["title"], node["outputs"]) == (text["display_name"], [text["outputs"][i]["name"] for i in sorted(text["outputs"])]), (code, kind)
+            assert node["widgets"] == {name: text["inputs"][name]["name"] for name in node["widgets"]}, (code, kind)
         ui.shot(f"locale-{code}")
 
 

@@ -3,8 +3,9 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
-app.registerExtension({
-  name: "PURE.Report",
+const name = "PURE.Report";
+if (!app.extensions.some((e) => e.name === name)) app.registerExtension({ // a second copy of the pack brings the same file
+  name,
   setup() {
     api.addEventListener("executed", ({ detail }) => {
       const text = detail.output?.pure_report?.[0];
