@@ -9,3 +9,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import pack
 
 pack.load()
+
+IN_THE_BROWSER = ("tests/server/test_ui.py", "tests/server/test_examples.py")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How long the tests in the web UI took, the host's own sampling and the servers' start included."""
+    reports = [r for kind in ("passed", "failed", "error", "") for r in terminalreporter.stats.get(kind, []) if getattr(r, "nodeid", "").startswith(IN_THE_BROWSER)]
+    if reports:
+        terminalreporter.write_line(f"Tests in the web UI: {sum(r.duration for r in reports) / 60:.1f} minutes.")
