@@ -25,7 +25,7 @@ class BuildBasis(io.ComfyNode):
                 sockets.Activations.Input("forget", tooltip="Capture of what to erase; all its concepts form one joint basis."),
                 sockets.Activations.Input("retain", optional=True, tooltip="Capture of what to keep. Without one, everything that the forget prompts share with the rest goes too."),
                 io.Combo.Input("rule", options=list(RULES), default=DEFAULTS.rule,
-                               tooltip="contrast: ours, least squares between erasing the forget rows and keeping the retain rows. energy: the paper's rule, bases by cumulative energy (advanced inputs); try it with centering none. On our toy model contrast erases more and changes less of the rest."),
+                               tooltip="contrast: ours, least squares between erasing the forget rows and keeping the retain rows. energy: the paper's rule, bases by cumulative energy (advanced inputs); try it with centering none, and with keys and values in PURE Apply Projection. On our toy model contrast spares more of the rest for the same erasure."),
                 sockets.advanced(io.Float.Input("forget_energy", default=DEFAULTS.forget_energy, min=0.0, max=1.0, step=0.0001,
                                                 tooltip="Energy rule: share of the forget rows' energy that is kept in V_F. Very near 1: a concept sits in directions of low energy. Higher erases more.")),
                 sockets.advanced(io.Float.Input("retain_energy", default=DEFAULTS.retain_energy, min=0.0, max=1.0, step=0.0001,
