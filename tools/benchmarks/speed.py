@@ -1,6 +1,6 @@
 """What the pack costs, beside the host's own work in the same run: the tables of docs/performance.md.
 
-    python -m benchmarks.speed [--only sampling algebra growth profile soak] [--write]       (in tools/)
+    python -m benchmarks.speed [--only sampling algebra growth files profile soak] [--write]       (in tools/)
 
 The miniature model as it is, and random weights in SD 1.5's and SDXL's structure at full width on small latents. Each section
 in a process of its own. Times are compared pair by pair, turn by turn; a floor stands beside each: counted operations at the
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -174,6 +175,42 @@ def algebra(kind: str) -> list[list]:
 ALGEBRA_HEADER = ["", "basis s", "its floor s", "peak MB", "apply s", "rounding of the edit s", "host puts the patches on s", "floor of the products s", "LoRA s"]
 
 
+def files(_: str) -> list[list]:
+    """Our savers beside the host's own checkpoint saver, on the miniature model: each file of one edited MODEL, written PAIRS times."""
+    import inprocess
+
+    inprocess.start()
+    import comfy.sd
+    import torch
+    from pure_pack.nodes.host import saving
+    from pure_pack.pure_core.build import Settings, build_basis
+    from pure_pack.pure_core.files import save_basis
+
+    from benchmarks.erasers import ApplyProjection, cross_attention_layers, run
+
+    model, clip, vae = inprocess.load_checkpoint()
+    done = lambda: None
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+        basis = build_basis(*synthetic(cross_attention_layers(model), 8), Settings())[0]
+        edited, target = run(ApplyProjection, model=model, basis=basis)[0], Path(folder) / "file.safetensors"
+        host = lambda: comfy.sd.save_checkpoint(str(target), edited, clip, vae)
+        out = []
+        for name, save in (("checkpoint", lambda: saving.save_checkpoint(edited, clip, vae, target, False, done)), ("LoRA", lambda: saving.save_lora(edited, target, "fp16", False, done)),
+                           ("basis", lambda: save_basis(basis, target, False))):
+            target.unlink(missing_ok=True)
+            times = meters.interleaved(host, save, PAIRS, lambda which: target.unlink(missing_ok=True))
+            size = target.stat().st_size
+            peaks = []
+            for f in (host, save):
+                target.unlink(missing_ok=True)
+                peaks.append(meters.peak(f)[1])
+            out.append([name, f"{size / 2**20:.1f}", median(times[1]), size / meters.copy_rate(), spread(times), *(f"{p:.0f}" for p in peaks)])
+    return out
+
+
+FILES_HEADER = ["file", "MB", "seconds", "floor: copying it once", "/ the host's own checkpoint", "peak of the host's MB", "peak of ours MB"]
+
+
 def growth(_: str) -> dict:
     """Capture time against prompts, steps and latents, memory against prompts; basis time against layers and width."""
     model, clip = loaded("mini_sd")
@@ -270,7 +307,7 @@ def soak(_: str) -> dict:
             "memory": memory, "seconds": times}
 
 
-SECTIONS = {"sampling": (sampling, tuple(SAMPLED)), "algebra": (algebra, ("sd15", "sdxl")), "growth": (growth, ("",)), "profile": (profile, ("",)), "soak": (soak, ("",))}
+SECTIONS = {"sampling": (sampling, tuple(SAMPLED)), "algebra": (algebra, ("sd15", "sdxl")), "growth": (growth, ("",)), "files": (files, ("",)), "profile": (profile, ("",)), "soak": (soak, ("",))}
 
 
 def written(section: str, results: list) -> dict[str, str]:
@@ -279,6 +316,8 @@ def written(section: str, results: list) -> dict[str, str]:
         return {"sampling": tables.markdown(SAMPLING_HEADER, results)}
     if section == "algebra":
         return {"algebra": tables.markdown(ALGEBRA_HEADER, [row for part in results for row in part])}
+    if section == "files":
+        return {"files": tables.markdown(FILES_HEADER, results[0])}
     if section == "profile":
         return {"profile": tables.markdown(["operation", "calls", "seconds", "share"], results[0])}
     if section == "soak":
@@ -308,6 +347,8 @@ def main() -> int:
         if options.write:
             kept = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
             record.write_text(json.dumps({**kept, section: results}, indent=1), encoding="utf-8")
+    if options.write and options.only == list(SECTIONS):
+        tables.fill(DOCUMENT, {"time": f"All of it took {(time.monotonic() - started) / 60:.0f} minutes on {len(os.sched_getaffinity(0))} cores."})
     return 0
 
 
