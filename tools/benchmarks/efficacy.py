@@ -156,7 +156,7 @@ def ablations(pool: Pool, pure: Pure) -> str:
     rows["no empty prompt in the retain set"] = (({"empty": False}, {}, {}), {})
     rows["one phrasing instead of six"] = (({"templates": "a picture of {}"}, {}, {}), {})
     rows["4 latents"] = ((*contrast, {}), {"latents": 4})
-    rows |= {f"{s} steps, all recorded": ((*contrast, {}), {"steps": s, "recorded_steps": s}) for s in (4, 20)}
+    rows["4 steps, all recorded"] = ((*contrast, {}), {"steps": 4, "recorded_steps": 4})
     rows |= {f"first {r} of 10 steps": ((*contrast, {}), {"recorded_steps": r}) for r in (2, 5)}
     rows["a row per position, not their mean"] = (({}, {"positions": True}, {}), {})
     rows["cfg 4 while recording"] = ((*contrast, {}), {"cfg": 4.0})
