@@ -56,7 +56,8 @@ def overlaps(nodes):
 
 
 def test_faults_are_found():
-    assert faults([("TypeError: x is undefined\n at pure.js", ""), ("Failed to load resource: 404", "http://127.0.0.1/api/userdata/comfy.templates.json")]) == [("TypeError: x is undefined\n at pure.js", "")]
+    ours = [("TypeError: x is undefined\n at setup (http://127.0.0.1/extensions/pure-concept-unlearning/js/report.js:9)", ""), ("Extension named 'PURE.Report' already registered.", "")]
+    assert faults([*ours, ("TypeError: x\n at http://127.0.0.1/assets/index.js", ""), ("Failed to load resource: 404", "http://127.0.0.1/api/userdata/comfy.templates.json")]) == ours
 
 
 def test_overlaps_are_found():

@@ -50,7 +50,8 @@ def test_the_help_panel_opens(site, kind):
     title, first = (PROJECT / "web" / "docs" / f"{kind}.md").read_text(encoding="utf-8").splitlines()[:3:2]
     ui.page.wait_for_function("words => document.querySelector('.node-help-content')?.innerText.includes(words)", arg=first.split("`")[0].split("*")[0][:40].strip())
     assert title.lstrip("# ") in help_text.inner_text()
-    assert all(ui.page.evaluate("[...document.querySelectorAll('.node-help-content img')].map(i => i.complete && i.naturalWidth > 0)")), "a picture of the page is missing"
+    ui.page.wait_for_function("[...document.querySelectorAll('.node-help-content img')].every(i => i.complete)")
+    assert all(ui.page.evaluate("[...document.querySelectorAll('.node-help-content img')].map(i => i.naturalWidth > 0)")), "a picture of the page is missing"
     ui.shot(f"help-{kind}")
 
 
@@ -162,7 +163,7 @@ def test_the_blueprint_is_found_dropped_in_and_runs(site):
     assert ":" in apply and [n["inputs"]["concepts"] for n in graph.values() if n["class_type"] == "PURE_ConceptPrompts"] == ["miplo", "zorbo"]
     outputs = ui.page.evaluate("app.nodeOutputs")
     report = next(outputs[i]["text"][0] for i, n in graph.items() if n["class_type"] == "PreviewAny")
-    assert "Projected values of 7 of 7" in report and "Erases miplo; keeps zorbo." in report
+    assert "Projected values of 7 of 7" in report and "Erases miplo; keeps zorbo" in report
     edited = pictures(server, outputs)
     server_graph = {**graph, "12": {**graph["12"], "inputs": {**graph["12"]["inputs"], "model": ["1", 0]}}}
     unedited = pictures(server, server.run(server_graph))
