@@ -85,8 +85,10 @@ def difference(a, b):
 
 
 def test_batch_size_changes_nothing_beyond_rounding(mini):
+    few = {"templates": "{}\na picture of {}\na drawing of {}"}
+
     def basis(size, seed=0):
-        forget, retain = (capture(mini, p, batch_size=size, latents=2, seed=seed) for p in (prompts("miplo"), prompts("zorbo\nbramby", "retain")))
+        forget, retain = (capture(mini, p, batch_size=size, latents=2, seed=seed) for p in (prompts("miplo", **few), prompts("zorbo\nbramby", "retain", **few)))
         return build(forget, retain, max_rank=1)
 
     one, four, sixteen = (basis(n) for n in (1, 4, 16))

@@ -1,4 +1,4 @@
-"""The demo, whole: the example workflow through the server, 24 pictures of each kind and MODEL, and what it leaves behind."""
+"""The demo, whole: the example workflow through the server, 12 pictures of each kind and MODEL, and what it leaves behind."""
 import json
 
 import pytest
@@ -31,12 +31,12 @@ def test_the_examples_differ_from_what_ships_in_the_table_alone():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    return folder, demo.run(folder, 24)
+    return folder, demo.run(folder, 12)
 
 
 def test_the_judge_agrees_that_the_character_is_gone_and_the_others_are_not(run):
     _, report = run
-    assert report["counts"] == dict.fromkeys(demo.KINDS, 24)
+    assert report["counts"] == dict.fromkeys(demo.KINDS, 12)
     assert min(report["before"].values()) >= 0.95  # control: the original draws them all
     assert report["after"]["named"] <= 0.1 and report["after"]["name_free"] <= 0.25 and report["after"]["others"] >= 0.9
     assert min(report["scene_after"].values()) >= 0.8
