@@ -19,13 +19,13 @@ from pathlib import Path
 from statistics import median
 
 from . import child, meters, tables
+from .soak import soak
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 PAIRS = 5
 # kind: latent size in pixels, prompts, recorded steps, dtype
 SAMPLED = {"mini_sd": (64, 8, 5, "float32"), "sd15": (128, 4, 2, "float32"), "sdxl": (128, 4, 1, "float16")}
 ROWS = 60 * 2 * 10  # prompts, latents, steps
-QUEUES, WARM = 200, 20
 
 
 def loaded(kind: str):
@@ -271,40 +271,6 @@ def profile(_: str) -> list[list]:
     events = sorted(seen.key_averages(), key=lambda e: -e.self_cpu_time_total)
     total = sum(e.self_cpu_time_total for e in events)
     return [[e.key.removeprefix("aten::"), e.count, f"{e.self_cpu_time_total / 1e6:.3f}", f"{e.self_cpu_time_total / total:.0%}"] for e in events[:6]]
-
-
-def soak(_: str) -> dict:
-    """QUEUES different captures, bases and edits through one server: its memory and its speed from first to last."""
-    import workflows
-    from comfyui_server import Server
-    from get_comfyui import Host
-    from mini_sd.layout import install_checkpoint
-
-    install_checkpoint(Host.load().base)
-    with Server() as server:
-        graph = workflows.to_api(workflows.substitute(workflows.load("erase_a_character")), server.get("/object_info"))
-        for i in workflows.find(graph, "SaveImage"):
-            graph[i] = {"class_type": "PreviewImage", "inputs": {"images": graph[i]["inputs"]["images"]}}  # nothing is to stay on the disk
-        find = lambda kind: [graph[i]["inputs"] for i in workflows.find(graph, kind)]
-        for inputs in find("PURE_ConceptPrompts"):
-            inputs["templates"] = "a picture of {}"
-        retain = next(inputs for inputs in find("PURE_ConceptPrompts") if inputs["role"] == "retain")
-        status, memory, times = Path(f"/proc/{server.process.pid}/status"), [], []
-        for seed in range(QUEUES):
-            retain["concepts"] = "\n".join(workflows.NEIGHBOURS[seed % 3 : 3 + seed % 3])
-            for inputs in find("PURE_CaptureActivations"):
-                inputs.update({"steps": 4, "recorded_steps": 2, "seed": seed})
-            for inputs in find("KSampler"):
-                inputs.update({"steps": 1, "seed": seed})
-            times.append(meters.timed(server.run, graph)[1])
-            memory.append(meters.resident(status=status))
-    at = list(range(WARM, QUEUES))
-    _, grown, grown_error, _ = meters.line(at, memory[WARM:])
-    _, slower, slower_error, _ = meters.line(at, times[WARM:])
-    tenth = max(1, QUEUES // 10)
-    return {"rows": [["memory MB", f"{memory[WARM]:.0f}", f"{memory[-1]:.0f}", f"{max(memory):.0f}", f"{1024 * grown:.1f} +- {1024 * grown_error:.1f} KB a queue"],
-                     ["seconds", f"{median(times[WARM : WARM + tenth]):.2f}", f"{median(times[-tenth:]):.2f}", f"{max(times[WARM:]):.2f}", f"{1000 * slower:.2f} +- {1000 * slower_error:.2f} ms a queue"]],
-            "memory": memory, "seconds": times}
 
 
 SECTIONS = {"sampling": (sampling, tuple(SAMPLED)), "algebra": (algebra, ("sd15", "sdxl")), "growth": (growth, ("",)), "files": (files, ("",)), "profile": (profile, ("",)), "soak": (soak, ("",))}
