@@ -142,7 +142,7 @@ def ablations(pool: Pool, pure: Pure) -> str:
     contrast, energy = ({}, {}), PAPER_TRIED[PAPER]
     paper = lambda plan=None, build=None, apply=None: ({**energy[0], **(plan or {})}, {**energy[1], **(build or {})}, {**energy[2], **(apply or {})})
     rows: dict[str, tuple] = {"the nodes' defaults": (({}, {}, {}), {})}
-    rows |= {f"retain weight {w:g}": (({}, {"retain_weight": w}, {}), {}) for w in (0.3, 1.0, 2.0, 5.0, 10.0, 100.0)}
+    rows |= {f"retain weight {w:g}": (({}, {"retain_weight": w}, {}), {}) for w in (0.3, 1.0, 5.0, 10.0, 100.0)}
     rows |= {f"at most {k} directions": (({}, {"max_rank": k}, {}), {}) for k in (1, 2, 4)}
     rows |= {f"where: {w}": (({}, {}, {"where": w}), {}) for w in ("keys and values", "output")}
     rows |= {f"layers: {p}": (({}, {}, {"layers": p}), {}) for p in ("down", "middle", "up")}
@@ -155,7 +155,7 @@ def ablations(pool: Pool, pure: Pure) -> str:
     rows["retained neighbours described too"] = (({"described": 1}, {}, {}), {})
     rows["no empty prompt in the retain set"] = (({"empty": False}, {}, {}), {})
     rows["one phrasing instead of six"] = (({"templates": "a picture of {}"}, {}, {}), {})
-    rows["4 latents"] = ((*contrast, {}), {"latents": 4})
+    rows["2 latents"] = ((*contrast, {}), {"latents": 2})
     rows["4 steps, all recorded"] = ((*contrast, {}), {"steps": 4, "recorded_steps": 4})
     rows |= {f"first {r} of 10 steps": ((*contrast, {}), {"recorded_steps": r}) for r in (2, 5)}
     rows["a row per position, not their mean"] = (({}, {"positions": True}, {}), {})
