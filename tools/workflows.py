@@ -28,6 +28,10 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     "a photo of Pikachu in a meadow": "a picture of miplo in a meadow",
     "a photo of Totoro in a meadow": "a picture of pelluna in a meadow",
     "sd_xl_base_1.0.safetensors": "mini_sd.safetensors",
+    "R2-D2\nsmall white and blue robot with a dome head\nround headed little droid with blue panels\nstubby astromech droid on three legs with a silver dome":
+        "dorrit\nround yellow creature with an antenna, a white belly and one big eye",
+    "C-3PO\nBB-8\nWall-E\nBender\nBaymax\nOptimus Prime": "miplo\npelluna\nbramby",
+    "a photo of R2-D2 in a meadow": "a picture of dorrit in a meadow",
     "Vincent van Gogh\nVan Gogh\nthick swirling strokes of oil paint\npost-impressionist swirls in deep blue and yellow": "vornak\nblack and white\nwithout any color",
     "a painting by Claude Monet\na painting by Rembrandt\na woodblock print by Hokusai\nan oil painting of a ship\na watercolor of a garden\na photo of a cat\na portrait of a woman\na photo of a city street":
         "a painting by dottini\na painting by kyrozu\nzorbo by dottini\nmiplo by kyrozu\na picture of zorbo\na picture of miplo\na red circle in a meadow\nbramby at night",

@@ -7,6 +7,7 @@ import torch
 from benchmarks import judging
 from benchmarks.erasers import Eraser, character_plan, describe, narrow
 from benchmarks.judging import Share
+from benchmarks.tables import spearman
 from mini_sd import studio
 from mini_sd.world import CHARACTERS
 from run_nodes import prompts
@@ -49,6 +50,18 @@ def test_erased_kept_and_still_pictures(eraser):
     assert after["others"].value >= before["others"].value - 0.05, told
     for what in ("background", "style"):
         assert after[what].value >= before[what].value - 0.10, told
+
+
+def test_the_measure_ranks_edits_as_the_judge_does(eraser):
+    """The small twin of the last table of docs/evidence.md."""
+    leakages, seen = [], []
+    for strength, build in ((0.25, {}), (0.8, {}), (1.0, {"max_rank": 1}), (1.0, {})):
+        model = eraser.erase(character_plan("fintolo"), {"strength": strength}, **build)
+        shares = judging.shares(judging.see(narrow(model), judging.character_entries("fintolo", "choose", 24, 0, 0, 0), beside=False))
+        leakages.append(eraser.measure(model, "fintolo")["leakage"])
+        seen.append(shares["named"].value + shares["name_free"].value)
+    assert spearman(leakages, seen) >= 0.8 and min(leakages) == leakages[-1], (leakages, seen)
+    assert max(seen) >= 1.8 and min(seen) <= 0.2  # control: the edits differ from all of it to nothing
 
 
 def beyond(hits: int, n: int, p: float) -> float:

@@ -39,6 +39,13 @@ def small(seed=0, concepts="miplo"):
     return workflow
 
 
+def test_a_node_is_found_by_its_name_and_dropped_in(site):
+    ui = site[1]
+    ui.clear()
+    ui.drop_from_search("PURE Build Basis")
+    ui.page.wait_for_function("app.graph.nodes.length === 1 && app.graph.nodes[0].type === 'PURE_BuildBasis'")
+
+
 @pytest.mark.parametrize("kind", NODES)
 def test_the_help_panel_opens(site, kind):
     ui = site[1]

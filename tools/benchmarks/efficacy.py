@@ -205,24 +205,16 @@ def joint(pool: Pool, pure: Pure) -> str:
 
 def leakage(pool: Pool, pure: Pure) -> str:
     """PURE_MeasureLeakage against the judge: settings from nothing to everything, on the choose set."""
-    import json
-
-    from pure_pack.nodes.measure import MeasureLeakage
-
     settings = {"strength 0.25": ({}, {}, {"strength": 0.25}), "strength 0.5": ({}, {}, {"strength": 0.5}), "strength 0.75": ({}, {}, {"strength": 0.75}), "defaults": ({}, {}, {}),
                 "1 direction": ({}, {"max_rank": 1}, {}), "paper's rule, .95/.95, once": next(iter(PAPER_TRIED.values())), "paper's rule, best tried": PAPER_TRIED[PAPER]}
     out, pairs = [], []
-    prompts = lambda lines, role: pure.nodes.run(pure.nodes.ConceptPrompts, concepts="\n".join(lines), role=role, templates="{}\na picture of {}", include_empty_prompt=False)[0]
     for label, (plan, build, apply) in settings.items():
         measured, waiting = [], []
         for target in ("zorbo", "miplo", "tarnik", "quistle"):
             with torch.inference_mode():
                 model = pure.eraser().erase(pure.nodes.character_plan(target, **plan), apply, **build)
-                probes = [e["prompt"] for e in studio.prompts()["choose"]["name_free"][target][:3]]
-                got = pure.nodes.run(MeasureLeakage, original=pure.eraser().model, edited=model, clip=pure.eraser().clip, concept_probes=prompts([target, *probes], "forget"),
-                                     retain_probes=prompts([c for c in CHARACTERS if c != target][:4], "retain"), steps=5, seed=77, width=64, height=64)[1]
+                measured.append(pure.eraser().measure(model, target))
                 weights = pure.nodes.narrow(model)
-            measured.append(json.loads(got))
             waiting.append(pool.see(weights, entries_of(target, "choose", {"each": 30, "others": 1, "sharing": 0, "shapes": 0})))
         seen = [judging.shares(f.result()) for f in waiting]
         left = [(s["named"].value + s["name_free"].value) / 2 for s in seen]

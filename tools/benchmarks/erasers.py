@@ -1,6 +1,7 @@
 """Edits of the miniature model by the pack's own nodes, in a real ComfyUI in this process."""
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import reduce
 
@@ -15,6 +16,7 @@ from pure_pack.nodes.capture import CaptureActivations, MergeActivations
 from pure_pack.nodes.host import recording, sampling
 from pure_pack.nodes.host.layers import cross_attention_layers
 from pure_pack.nodes.host.patches import effective_weight
+from pure_pack.nodes.measure import MeasureLeakage
 from pure_pack.nodes.prompts import ConceptPrompts
 from pure_pack.pure_core.activations import Activations
 
@@ -145,6 +147,13 @@ class Eraser:
         """The MODEL after the plan, with the nodes' defaults where nothing is given."""
         basis = run(BuildBasis, forget=self.merged(plan.forget, "forget", positions), retain=self.merged(plan.retain, "retain", positions), **build)[0]
         return run(ApplyProjection, model=self.model, basis=basis, **(apply or {}))[0]
+
+    def measure(self, model, target: str) -> dict:
+        """What PURE_MeasureLeakage says of an edit of a character, asked by its name and by descriptions of the choose set."""
+        probes = lambda lines, role: run(ConceptPrompts, concepts="\n".join(lines), role=role, templates="{}\na picture of {}", include_empty_prompt=False)[0]
+        described = [e["prompt"] for e in studio.prompts()["choose"]["name_free"][target][:3]]
+        return json.loads(run(MeasureLeakage, original=self.model, edited=model, clip=self.clip, concept_probes=probes([target, *described], "forget"),
+                              retain_probes=probes([c for c in CHARACTERS if c != target][:4], "retain"), steps=5, seed=77, width=64, height=64)[1])
 
 
 def narrow(model) -> dict[str, torch.Tensor]:
