@@ -116,12 +116,12 @@ def build_block(forget: Moments, retain: Moments | None, settings: Settings) -> 
     """The edit of one block of channels by the chosen rule."""
     mean = retain.mean if settings.centering == "retain mean" and retain and forget.energy > 0 else None  # no rows of its own: nothing to erase
     f = forget if mean is None else forget.minus(mean)
-    r = retain if mean is None or retain is None else retain.minus(mean)
     empty = torch.zeros(forget.width, 0, dtype=torch.float64)
     if settings.rule == "contrast":
-        s_f, s_r = subspace.singular_values(f), subspace.singular_values(r) if r else empty[0]
-        values, m, u = subspace.contrast_directions(f, retain, settings.retain_weight, settings.max_rank)  # B keeps the mean: touching it must cost
-        return Block(u * subspace.removed_share(values, settings.retain_weight), m, empty, empty, s_f, s_r, values)
+        ratios, m, u = subspace.contrast_directions(f, retain, settings.retain_weight, settings.max_rank)  # B keeps the mean: touching it must cost
+        values = ratios[: m.shape[1]]
+        return Block(u * subspace.removed_share(values, settings.retain_weight), m, empty, empty, ratios, empty[0], values)
+    r = retain if mean is None or retain is None else retain.minus(mean)
     s_f, directions_f = subspace.spectrum(f)
     s_r, directions_r = subspace.spectrum(r) if r else (empty[0], empty)
     v_f = directions_f[:, : subspace.energy_rank(s_f, settings.forget_energy, settings.max_rank)]

@@ -14,7 +14,6 @@ INK, GRID, PAPER = (30, 30, 30), (205, 205, 205), (255, 255, 255)
 BLUE, ORANGE = (0, 90, 181), (230, 140, 30)  # apart for every common kind of colour blindness, and in lightness
 SIZE = (1024, 640)
 LARGE, SMALL = 26, 19  # px: at half size, on a node, still 13 and 9
-FLOOR = 1e-6  # lowest share of the largest singular value that the spectrum shows
 Box = tuple[int, int, int, int]
 Scale = Callable[[float], float]  # a value's pixel
 
@@ -80,30 +79,42 @@ def _canvas(title: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 
 def _spectra(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: Box) -> None:
-    """Singular values over the largest one, on logarithmic axes: forget lines with a disc at each kept rank (of a whole layer: heads have each their own), retain dots."""
+    """A line per layer on logarithmic axes, with a disc at its kept rank (of a whole layer: heads have each their own).
+
+    Energy rule: singular values of the forget rows over the largest one, the retain rows' as dots. Contrast rule: how many
+    times stronger forget is than retain in each direction, and a line at the retain weight, where half goes.
+    """
     x0, y0, x1, y1 = box
-    longest = max([2, *(len(s) for b in basis.layers.values() for s in (b.spectrum_forget, b.spectrum_retain))])
+    layers, contrast = basis.layers.values(), basis.rule == "contrast"
+    scales = [float(b.values.max()) if contrast and b.rank else 1.0 for b in layers]
+    low, high = (-2, max(1, int(np.ceil(np.log10(max(scales)))))) if contrast else (-6, 0)
+    longest = max([2, *(len(s) for b in layers for s in (b.spectrum_forget, b.spectrum_retain))])
     px: Scale = lambda i: x0 + (x1 - x0) * np.log(i) / np.log(longest)
-    py: Scale = lambda v: y0 + (y1 - y0) * np.log10(max(v, FLOOR)) / np.log10(FLOOR)
-    draw.text((20, 74), "singular values: forget (lines), retain (dots)", fill=INK, font=font(SMALL))
-    for power in range(0, 7, 2):
-        y = py(10.0**-power)
-        draw.line([(x0, y), (x1, y)], fill=GRID)
-        draw.text((x0 - 10, y), f"1e-{power}" if power else "1", fill=INK, font=font(SMALL), anchor="rm")
+    py: Scale = lambda v: y1 - (y1 - y0) * (np.log10(max(v, 10.0**low)) - low) / (high - low)
+    draw.text((20, 74), "ratio forget / retain (disc: kept)" if contrast else "singular values: forget (lines), retain (dots)", fill=INK, font=font(SMALL))
+    for power in range(high, low - 1, -max(1, (high - low) // 3)):
+        draw.line([(x0, py(10.0**power)), (x1, py(10.0**power))], fill=GRID)
+        draw.text((x0 - 10, py(10.0**power)), f"1e{power}" if power else "1", fill=INK, font=font(SMALL), anchor="rm")
     for i in [n for n in (1, 10, 100, 1000) if n <= longest]:
         draw.line([(px(i), y0), (px(i), y1)], fill=GRID)
         draw.text((px(i), y1 + 8), str(i), fill=INK, font=font(SMALL), anchor="mt")
-    for b in basis.layers.values():
+    for b in layers:
         for i, v in enumerate(b.spectrum_retain.tolist()):
             if i % max(1, i // 6) == 0:
                 draw.rectangle([px(i + 1) - 2, py(v) - 2, px(i + 1) + 2, py(v) + 2], fill=ORANGE)
-    for b in basis.layers.values():
-        points = [(px(i + 1), py(v)) for i, v in enumerate(b.spectrum_forget.tolist())]
+    discs = []
+    for b, scale in zip(layers, scales):
+        points = [(px(i + 1), py(v * scale)) for i, v in enumerate(b.spectrum_forget.tolist()) if i < b.rank or v * scale > 10.0**low]
         if len(points) > 1:
             draw.line(points, fill=BLUE, width=2)
-        if basis.rule == "energy" and basis.structure == "whole layer" and 0 < b.rank <= len(points):
-            x, y = points[b.rank - 1]
-            draw.ellipse([x - 6, y - 6, x + 6, y + 6], outline=PAPER, fill=INK)
+        if basis.structure == "whole layer" and 0 < b.rank <= len(points):
+            discs.append(points[b.rank - 1])
+    weight = basis.settings.get("retain_weight", 0.0) if contrast else 0.0
+    if 10.0**low < weight < 10.0**high:
+        draw.line([(x0, py(weight)), (x1, py(weight))], fill=ORANGE, width=2)
+        draw.text((x1, py(weight) - 4), "retain weight: half goes", fill=INK, font=font(SMALL), anchor="rb")
+    for x, y in discs:
+        draw.ellipse([x - 6, y - 6, x + 6, y + 6], outline=PAPER, fill=INK)
 
 
 def _bars(draw: ImageDraw.ImageDraw, names: list[str], rows: list[tuple[float, ...]], box: Box, title: str, form: str,

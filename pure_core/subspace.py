@@ -30,14 +30,8 @@ def smaller_gram(a: Tensor) -> Tensor:
     return a @ a.T if a.shape[0] <= a.shape[1] else a.T @ a
 
 
-def singular_values(moments: Moments) -> Tensor:
-    """The values of `spectrum` down to GRAM_ZERO of the largest, for a quarter of its work: enough for charts."""
-    s = torch.linalg.eigvalsh(smaller_gram(moments.factor)).flip(0).clamp(min=0).sqrt() if moments.factor.shape[0] else moments.factor.new_zeros(0)
-    return s[s > GRAM_ZERO * s[:1].clamp(min=torch.finfo(s.dtype).tiny)]
-
-
 def left_directions(a: Tensor, least: float) -> tuple[Tensor, Tensor]:
-    """Squared singular values s^2 >= least, falling, and the left-singular vectors of them, (k,) and (d, k), of a (d, n) matrix; at least one where it is not zero.
+    """Squared singular values s^2 of a (d, n) matrix, falling, and the left-singular vectors (d, k) of those >= least; at least one vector where it is not zero.
 
     From the Gram matrix of the cheaper side, for half the work of a singular value decomposition, where its rounding
     (1e-16 of the largest s^2) leaves all that is asked for eight digits; otherwise from the decomposition.
@@ -52,7 +46,7 @@ def left_directions(a: Tensor, least: float) -> tuple[Tensor, Tensor]:
     elif a.shape[0] > a.shape[1]:
         vectors = a @ vectors
     k = max(int((squares >= least).sum()), 1)
-    return squares[:k], vectors[:, :k] / vectors[:, :k].norm(dim=0)
+    return squares.clamp(min=0), vectors[:, :k] / vectors[:, :k].norm(dim=0)
 
 
 def energy_rank(s: Tensor, tau: float, max_rank: int = 0) -> int:
@@ -96,15 +90,14 @@ def removed_share(ratios: Tensor, weight: float) -> Tensor:
 
 
 def contrast_directions(forget: Moments, retain: Moments | None, weight: float, max_rank: int = 0, ridge: float = RIDGE) -> tuple[Tensor, Tensor, Tensor]:
-    """Generalised eigenvectors of (A, B) by falling ratio: ratios (k,), X (d, k) and B X, with X^T B X = I.
+    """Generalised eigenvectors of (A, B): all ratios, falling, and of the first k the directions X (d, k) and B X, with X^T B X = I.
 
     A = second moment of the forget rows, B = second moment of the retain rows + ridge tr(B)/d I, with the d channels that
-    are not always zero. Not in the paper
-    (ours): the concept sits in directions of low energy and high contrast. The E that minimises mean |E h_F|^2 +
-    weight mean |E h_R - h_R|^2 (+ ridge) is weight B (A + weight B)^-1 = I - B X diag(removed_share) X^T, exactly with all
-    directions; kept are those along which at least LITTLE goes, and at most max_rank (0: no cap). With B = L L^T they are
-    X = L^-T Z, for Z the left-singular vectors of L^-1 F^T, where F^T F = A; without a retain set B is the ridge alone, of
-    the forget rows' mean variance.
+    are not always zero. Not in the paper (ours): the concept sits in directions of low energy and high contrast. The E that
+    minimises mean |E h_F|^2 + weight mean |E h_R - h_R|^2 (+ ridge) is weight B (A + weight B)^-1 =
+    I - B X diag(removed_share) X^T, exactly with all directions; kept are those along which at least LITTLE goes, and at
+    most max_rank (0: no cap). With B = L L^T they are X = L^-T Z, for Z the left-singular vectors of L^-1 F^T, where
+    F^T F = A; without a retain set B is the ridge alone, of the forget rows' mean variance.
     """
     root = forget.factor / max(forget.count, 1) ** 0.5
     spared = retain if retain is not None and retain.energy > 0 else None
@@ -115,6 +108,5 @@ def contrast_directions(forget: Moments, retain: Moments | None, weight: float, 
     b.diagonal().add_(ridge * energy.sum() / (energy > 0).sum())
     lower = torch.linalg.cholesky(b)
     ratios, z = left_directions(torch.linalg.solve_triangular(lower, root.T, upper=False), weight * LITTLE / (1 - LITTLE))
-    if max_rank:
-        ratios, z = ratios[:max_rank], z[:, :max_rank]
+    z = z[:, :max_rank] if max_rank else z
     return ratios, torch.linalg.solve_triangular(lower.T, z, upper=True), lower @ z

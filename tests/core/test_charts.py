@@ -1,7 +1,7 @@
 """Charts show what they are given, the same each time."""
 import torch
 from pure_pack.pure_core.build import Settings, build_basis
-from pure_pack.pure_core.charts import BLUE, SIZE, basis_chart, leakage_chart
+from pure_pack.pure_core.charts import BLUE, ORANGE, SIZE, basis_chart, leakage_chart
 from pure_pack.pure_core.grid import comparison_grid
 from pure_pack.pure_core.leakage import LayerLeakage
 from test_build import FORGET, RETAIN
@@ -17,6 +17,13 @@ def test_the_basis_chart_shows_the_basis_and_is_the_same_each_time():
     for picture in pictures:
         assert picture.shape == (1, SIZE[1], SIZE[0], 3) and 0 <= picture.min() < 0.2 and picture.max() == 1
     assert torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[0], pictures[2])
+
+
+def test_the_spectrum_of_the_contrast_rule_shows_ratios_the_weight_and_the_kept_rank():
+    shown = lambda **changes: basis_chart(build_basis(FORGET, RETAIN, Settings("contrast", **changes))[0])
+    assert not torch.equal(shown(retain_weight=3.0), shown(retain_weight=3.5))
+    orange = [int(((shown(retain_weight=w)[0] * 255).round() == torch.tensor(ORANGE)).all(-1).sum()) for w in (3.0, 0.0)]
+    assert orange[0] > 300 and orange[1] == 0  # the line at the weight, and none
 
 
 def test_the_leakage_charts_bars_grow_with_the_leakage_for_any_number_of_layers():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from pure_pack.pure_core.moments import MomentsFitter
-from pure_pack.pure_core.subspace import LITTLE, RIDGE, add_direction, contrast_directions, energy_rank, left_directions, mean_squared_sine, principal_cosines, removed_share, singular_values, spectrum
+from pure_pack.pure_core.subspace import LITTLE, RIDGE, add_direction, contrast_directions, energy_rank, left_directions, mean_squared_sine, principal_cosines, removed_share, spectrum
 
 from spaces import orthonormal
 
@@ -25,14 +25,6 @@ def test_the_spectrum_is_that_of_the_stacked_rows(n, d):
     assert (v @ v.T - vh.T @ vh).abs().max() < 1e-9
 
 
-@pytest.mark.parametrize(("n", "d"), [(8, 60), (400, 30)])
-def test_the_values_alone_are_those_of_the_spectrum_down_to_what_a_gram_matrix_resolves(n, d):
-    h = random_rows(n, d) * torch.logspace(0, -10, d, dtype=torch.float64)
-    s, fast = spectrum(moments(h))[0], singular_values(moments(h))
-    assert (fast - s[: len(fast)]).abs().max() < 2e-8 * s[0] and (s[len(fast) :] < 2e-7 * s[0]).all()
-    assert len(s) == min(n, d)  # control: the spectrum itself sees all of them
-
-
 @pytest.mark.parametrize("shape", [(60, 20), (60, 200), (60, 60)])
 @pytest.mark.parametrize("least", [0.0, 1e-12, 1e-6, 1e-2, 1e9])
 def test_left_directions_are_those_of_the_decomposition_whatever_is_asked_for(shape, least):
@@ -40,7 +32,7 @@ def test_left_directions_are_those_of_the_decomposition_whatever_is_asked_for(sh
     squares, z = left_directions(a, least)
     u, s, _ = torch.linalg.svd(a, full_matrices=False)
     k = max(int((s.square() >= least).sum()), 1)
-    assert len(squares) == k and (squares - s[:k].square()).abs().max() < 1e-12 * s[0] ** 2
+    assert z.shape[1] == k and (squares - s.square()[: len(squares)]).abs().max() < 1e-12 * s[0] ** 2 and (s.square()[len(squares) :] < 1e-12 * s[0] ** 2).all()
     assert (z.T @ z - torch.eye(k)).abs().max() < 1e-8 and (z @ z.T - u[:, :k] @ u[:, :k].T).abs().max() < 1e-8
     assert torch.equal(z, left_directions(a, least)[1])  # bit by bit
 
@@ -102,10 +94,10 @@ def test_contrast_directions_are_generalised_eigenvectors(n_f, n_r, d):
     a = f.T @ f / n_f
     b = r.T @ r / n_r
     b = b + RIDGE * b.trace() / d * torch.eye(d, dtype=torch.float64)
-    assert (a @ x - b @ x * ratios).abs().max() < 1e-9 * a.abs().max()
+    assert (a @ x - b @ x * ratios[:5]).abs().max() < 1e-9 * a.abs().max()
     assert (x.T @ b @ x - torch.eye(5)).abs().max() < 1e-10 and (bx - b @ x).abs().max() < 1e-10
-    largest = torch.linalg.eigvals(torch.linalg.solve(b, a)).real.sort(descending=True).values[:5]
-    assert (ratios - largest).abs().max() < 1e-8 * largest[0]
+    largest = torch.linalg.eigvals(torch.linalg.solve(b, a)).real.sort(descending=True).values[: len(ratios)]
+    assert x.shape[1] == 5 and len(ratios) == min(n_f, d) and (ratios - largest).abs().max() < 1e-8 * largest[0]
 
 
 @pytest.mark.parametrize("weight", [0.5, 3.0])
@@ -117,7 +109,7 @@ def test_the_contrast_edit_is_the_least_squares_balance_of_erasing_and_keeping(w
     e = torch.eye(d, dtype=torch.float64) - (bx * removed_share(ratios, weight)) @ x.T
     a, b = f.T @ f / len(f), r.T @ r / len(r)
     b = b + RIDGE * b.trace() / d * torch.eye(d, dtype=torch.float64)
-    assert len(ratios) == d and (e - weight * b @ torch.linalg.inv(a + weight * b)).abs().max() < 1e-9
+    assert x.shape[1] == d and (e - weight * b @ torch.linalg.inv(a + weight * b)).abs().max() < 1e-9
     eye = torch.eye(d, dtype=torch.float64)
     cost = lambda m: float(torch.trace(m @ a @ m.T) + weight * torch.trace((m - eye) @ b @ (m - eye).T))
     assert all(cost(e) < cost(e + 0.01 * random_rows(d, d, s)) for s in range(5))
@@ -126,10 +118,10 @@ def test_the_contrast_edit_is_the_least_squares_balance_of_erasing_and_keeping(w
 
 def test_directions_along_which_little_goes_are_left_alone_but_one_stays():
     f, r = random_rows(50, 20), random_rows(500, 20, 1)
-    counts = [len(contrast_directions(moments(f), moments(r), w)[0]) for w in (0.0, 1.0, 10.0, 1e6)]
+    counts = [contrast_directions(moments(f), moments(r), w)[1].shape[1] for w in (0.0, 1.0, 10.0, 1e6)]
     assert counts == sorted(counts, reverse=True) and counts[0] == 20 and counts[-1] == 1
-    ratios = contrast_directions(moments(f), moments(r), 10.0)[0]
-    assert (removed_share(ratios, 10.0) >= LITTLE).all()
+    shares = removed_share(contrast_directions(moments(f), moments(r), 10.0)[0], 10.0)
+    assert (shares[: counts[2]] >= LITTLE).all() and (shares[counts[2] :] < LITTLE).all() and counts[2] < 20
 
 
 def test_without_retain_rows_contrast_is_plain_principal_directions():
