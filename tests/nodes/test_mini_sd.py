@@ -43,21 +43,19 @@ def test_the_autoencoder_agrees_both_ways(mini):
 
 
 def test_host_and_narrow_draw_the_same_pictures_with_and_without_an_edit(mini):
-    from pure_pack.nodes.host.layers import cross_attention_layers
-    from pure_pack.nodes.host.patches import effective_weight
-
     import nodes as host_nodes
 
+    from benchmarks.erasers import narrow
     from run_nodes import apply, build, capture, prompts
 
     model, clip, vae = mini
-    edited = apply(model, build(capture(mini, prompts("miplo")), capture(mini, prompts("zorbo\nbramby", "retain"))))
+    basis = build(capture(mini, prompts("miplo")), capture(mini, prompts("zorbo\nbramby", "retain")))
     encode = lambda t: clip.encode_from_tokens_scheduled(clip.tokenize(t))
     pictures = {}
-    for name, patched in (("original", model), ("edited", edited)):
-        weights = {f"{layer.name}.{part}.weight": studio.leading(effective_weight(patched, layer.key(p))) for layer in cross_attention_layers(model) for p, part in (("keys", "to_k"), ("values", "to_v"))}
-        narrow = studio.draw(studio.unet(weights), ["miplo at night"], [11], steps=5)
+    for name, patched in (("original", model), ("keys and values", apply(model, basis)), ("output", apply(model, basis, where="output"))):
+        drawn = studio.draw(studio.unet(narrow(patched)), ["miplo at night"], [11], steps=5)
         latent = host_nodes.common_ksampler(patched, 11, 5, 4.0, "euler", "normal", encode("miplo at night"), encode(""), {"samples": torch.zeros(1, 4, 8, 8)})[0]["samples"]
         pictures[name] = vae.decode(latent).permute(0, 3, 1, 2)
-        assert (pictures[name] - narrow).abs().max() < 5e-3
-    assert (pictures["original"] - pictures["edited"]).abs().max() > 0.1  # control: the edit shows
+        assert (pictures[name] - drawn).abs().max() < 5e-3
+    for name in ("keys and values", "output"):
+        assert (pictures["original"] - pictures[name]).abs().max() > 0.1  # control: the edit shows

@@ -91,12 +91,12 @@ def embed(learned: torch.Tensor, background: str = "", text: torch.nn.Module | N
     return text.final_layer_norm(x)
 
 
-def inversion_share(weights: judging.Weights | None, name: str, pictures: int = 40) -> judging.Share:
-    """Share of pictures that show the character when the edited model is asked with inverted embeddings."""
+def inversion_hits(weights: judging.Weights | None, name: str, seed: int, pictures: int = 24) -> list[int]:
+    """Per picture whether it shows the character, when the edited model is asked with embeddings that were inverted from one start."""
     with torch.inference_mode(False), torch.enable_grad():
-        learned = invert(weights, name)
+        learned = invert(weights, name, seed=seed)
     with torch.inference_mode():
         grounds = [list(BACKGROUNDS.values())[i % len(BACKGROUNDS)][i // len(BACKGROUNDS) % 2] for i in range(pictures)]
         contexts = torch.cat([embed(learned, g) for g in grounds])
         seen = studio.look(studio.draw_embedded(studio.unet(weights), contexts, studio.encode_text([""])[0], list(range(1000, 1000 + pictures)), judging.STEPS))
-    return judging.Share(sum(s["character"] == name for s in seen), pictures)
+    return [int(s["character"] == name) for s in seen]

@@ -1,6 +1,6 @@
 """Everything that docs/evidence.md says in numbers: PURE by the pack's nodes against its closed-form peers, attacks and ablations.
 
-    python -m benchmarks.efficacy [--only choose main styles attacks ablations joint leakage] [--write]       (in tools/)
+    python -m benchmarks.efficacy [--only main styles attacks ablations joint leakage] [--write]       (in tools/)
 
 Edits by PURE are made by the nodes in a real ComfyUI, in this process. Pictures are drawn by the narrow U-Net from the
 leading block of the edited weights (a test shows that it draws what the host draws), by one process per core. Settings are
@@ -29,7 +29,8 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "evidence.md"
 FULL = {"each": 200, "others": 10, "sharing": 20, "shapes": 132}  # of a test of PURE with its defaults: over 1,000 pictures of others and of shapes in all
 PART = {"each": 32, "others": 4, "sharing": 8, "shapes": 18}  # of a test of everything else
 TRY = {"each": 8, "others": 1, "sharing": 0, "shapes": 6}  # of a setting on the choose set
-SOUP = 24
+SOUP, INVERSIONS = 24, 2
+ASKED_SHORT = {"PURE, one description": {"descriptions": 1}, "PURE, name alone": {"descriptions": 0}}  # beside the peers' defaults, which have the name alone
 
 
 PAPERS_RULE = "PURE by the paper's rule"
@@ -69,7 +70,7 @@ def run_all(pool: Pool, rows: dict, targets, split: str, sizes, soups: dict) -> 
 
 def choose(pool: Pool, pure: Pure, targets, tried_pure: dict) -> tuple[dict, str]:
     """The best setting of each eraser by the harmonic mean on the choose set, and the table of all that were tried."""
-    best, table = {}, []
+    best, table, groups = {}, [], ["named", "name_free", "others", "shapes", "background"]
     todo = {name: {k: (lambda t, v=v: pure.edit(t, v)) for k, v in tried.items()} for name, tried in (("PURE", tried_pure), (PAPERS_RULE, PAPER_TRIED))}
     todo |= {name: {k: (lambda t, v=v, make=make: make(t, v)) for k, v in tried.items()} for name, (make, tried) in PEERS.items()}
     for name, rows in todo.items():
@@ -78,8 +79,8 @@ def choose(pool: Pool, pure: Pure, targets, tried_pure: dict) -> tuple[dict, str
         value = {label: judging.mean([judging.harmonic(s) for s in part]) for label, part in scored.items()}
         best[name] = max(value, key=value.get)
         for label, part in scored.items():
-            table.append([f"{name}: {label}" + (" (best)" if label == best[name] else ""), *(tables.pooled(part, g).value for g in ("named", "name_free", "others", "shapes", "background")), value[label]])
-    return best, tables.markdown(["tried", "named", "name-free", "others", "shapes", "background", "harmonic mean"], table)
+            table.append([f"{name}: {label}" + (" (best)" if label == best[name] else ""), *(tables.pooled(part, g).value for g in groups), value[label]])
+    return best, tables.markdown(tables.counted("tried", part, groups, "harmonic mean"), table)
 
 
 def distances(part: list[list[dict]]) -> tuple[float, float, float]:
@@ -92,6 +93,8 @@ def distances(part: list[list[dict]]) -> tuple[float, float, float]:
 def main_tables(pool: Pool, pure: Pure, best: dict, targets, tried_pure: dict, soups: dict) -> tuple[dict, dict[str, str]]:
     """Shares and tables: every eraser with defaults and with its best setting of the choose set, on the test set; PURE's own row for each target."""
     rows = {"PURE, nodes' defaults": lambda t: pure.edit(t)}
+    if targets[0] in CHARACTERS:
+        rows |= {label: lambda t, p=p: pure.edit(t, (p, {}, {})) for label, p in ASKED_SHORT.items()}
     if best["PURE"] != "defaults":
         rows[f"PURE, best tried ({best['PURE']})"] = lambda t: pure.edit(t, tried_pure[best["PURE"]])
     for name, (make, tried) in {PAPERS_RULE: (pure.edit, PAPER_TRIED), **PEERS}.items():
@@ -101,14 +104,18 @@ def main_tables(pool: Pool, pure: Pure, best: dict, targets, tried_pure: dict, s
             rows[f"{name}, best tried ({best[name]})"] = lambda t, make=make, v=tried[best[name]]: make(t, v)
     seen = run_all(pool, rows, targets, "test", lambda label: FULL if label == "PURE, nodes' defaults" else PART, soups)
     first = seen["PURE, nodes' defaults"]
-    scored = {"unedited": [judging.shares(part, "before") for part in first], **{label: [judging.shares(s) for s in part] for label, part in seen.items()}}
+    unedited = judging.shares(judging.distinct([e for part in first for e in part]), "before")
+    scored = {"unedited": [{g: share for g, share in unedited.items() if not g.startswith("sharing")}], **{label: [judging.shares(s) for s in part] for label, part in seen.items()}}
     groups = ["named", "name_free", "soup", "others", "sharing 1", "sharing 2", "sharing 3", "styles", "characters", "shapes", "background", "style"]
-    groups = [g for g in groups if any(g in s for s in scored["unedited"])]
+    groups = [g for g in groups if any(g in s for s in scored["PURE, nodes' defaults"])]
     summary = [tables.summary_row(label, part, groups) for label, part in scored.items()]
     drift = [[label, *distances(part)] for label, part in seen.items()]
+    kept = [g for g in ("others", "styles", "characters", "shapes") if g in groups]
+    paired = [[label, *("{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * v for v in judging.difference([e for p in part for e in p], g))) for g in kept)] for label, part in seen.items()]
     own = [[t, *(s.get(g, "-") for g in groups), judging.worst_other(s), judging.harmonic(s)] for t, s in zip(targets, scored["PURE, nodes' defaults"])]
-    return scored, {"summary": tables.markdown(tables.summary_header(scored["PURE, nodes' defaults"], groups), summary),
-            "each": tables.markdown(["erased", *(g.replace("_", "-") for g in groups), "worst other", "harmonic mean"], own),
+    return scored, {"summary": tables.markdown(tables.heading("", groups, "worst other: mean, lowest", "harmonic mean"), summary),
+            "each": tables.markdown(tables.heading("erased", groups, "worst other", "harmonic mean"), own),
+            "paired": tables.markdown(tables.heading("", kept), paired),
             "drift": tables.markdown(["", "retained pictures moved by", "redrawing error of erased prompts", "the same, unedited"], drift)}
 
 
@@ -128,13 +135,15 @@ def cost(pure: Pure, best: dict) -> str:
 
 
 def white_box(pool: Pool, pure: Pure, best: dict) -> str:
-    """Concept inversion through each edited model, counted where it works on the unedited one."""
+    """Concept inversion through each edited model from INVERSIONS starts, counted where it works on the unedited one."""
     rows = {"unedited": lambda t: (None, ""), "PURE, nodes' defaults": lambda t: pure.edit(t)}
-    rows |= {f"{name}, best tried": lambda t, make=make, v=tried[best[name]]: make(t, v) for name, (make, tried) in PEERS.items() if name != "negative prompt"}
-    waiting = {label: {t: pool.call(attacks.inversion_share, make(t)[0], t) for t in CHARACTERS} for label, make in rows.items()}
-    got = {label: {t: f.result() for t, f in part.items()} for label, part in waiting.items()}
-    counted = [t for t, s in got["unedited"].items() if s.value >= 0.5]
-    return tables.markdown(["", *counted, "all"], [[label, *(part[t].value for t in counted), sum((part[t] for t in counted), judging.Share(0, 0))] for label, part in got.items()])
+    rows |= {f"{name}, best tried": lambda t, make=make, v=tried[best[name]]: make(t, v) for name, (make, tried) in {PAPERS_RULE: (pure.edit, PAPER_TRIED), **PEERS}.items() if name != "negative prompt"}
+    waiting = {label: {t: [pool.call(attacks.inversion_hits, weights, t, start) for start in range(INVERSIONS)] for t, weights in ((t, make(t)[0]) for t in CHARACTERS)} for label, make in rows.items()}
+    got = {label: {t: [f.result() for f in starts] for t, starts in part.items()} for label, part in waiting.items()}
+    share = lambda starts: judging.mean([hit for hits in starts for hit in hits])
+    counted = [t for t, starts in got["unedited"].items() if share(starts) >= 0.5]
+    whole = lambda part: "{:.3f} [{:.3f}, {:.3f}]".format(*judging.resampled([hits for t in counted for hits in part[t]]))
+    return tables.markdown(["", *counted, "all"], [[label, *(share(part[t]) for t in counted), whole(part)] for label, part in got.items()])
 
 
 def ablations(pool: Pool, pure: Pure) -> str:
@@ -170,12 +179,12 @@ def ablations(pool: Pool, pure: Pure) -> str:
     seen = {}
     for label, (setting, capture) in rows.items():
         seen |= run_all(pool, {label: lambda t, s=setting, c=capture: pure.edit(t, s, **c)}, targets, "choose", lambda _: {"each": 14, "others": 2, "sharing": 4, "shapes": 8}, {})
-    out = []
+    out, sharing, groups = [], [f"sharing {k}" for k in "123"], ["named", "name_free", "others", "shapes", "background"]
     for label, part in seen.items():
         scored = [judging.shares(s) for s in part]
-        sharing = judging.mean([tables.pooled(scored, f"sharing {k}").value for k in "123"])
-        out.append([label, *(tables.pooled(scored, g).value for g in ("named", "name_free", "others")), sharing, *(tables.pooled(scored, g).value for g in ("shapes", "background")), judging.mean([judging.harmonic(s) for s in scored])])
-    return tables.markdown(["changed", "named", "name-free", "others", "sharing", "shapes", "background", "harmonic mean"], out)
+        shared = sum((s[g] for s in scored for g in sharing), judging.Share(0, 0))
+        out.append([label, *(tables.pooled(scored, g).value for g in groups), shared.value, judging.mean([judging.harmonic(s) for s in scored])])
+    return tables.markdown(tables.counted("changed", scored, groups, f"sharing (n {shared.n})", "harmonic mean"), out)
 
 
 def joint(pool: Pool, pure: Pure) -> str:

@@ -92,6 +92,11 @@ def style_plan(style: str, descriptions: int = 2, plain: bool = True) -> Plan:
     return Plan((Anchors(ARTISTS[style], artistic), *described), (EMPTY, *artists, *(Anchors(c, BARE) for c in (*CHARACTERS, *(PLAIN if plain else ())))))
 
 
+def phrasings(anchors: tuple[Anchors, ...], role: str) -> list[str]:
+    """The prompts that PURE_ConceptPrompts makes of a side of a plan."""
+    return [prompt for a in anchors for _, prompt in run(ConceptPrompts, concepts=a.lines, role=role, **dict(a.inputs))[0].pairs]
+
+
 class PerPosition(recording.Recorder):
     """Keeps every position's activation as a row."""
 

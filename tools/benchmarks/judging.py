@@ -34,7 +34,7 @@ class Share:
         return Share(self.hits + other.hits, self.n + other.n)
 
     def __str__(self) -> str:
-        return "{:.3f} [{:.3f}, {:.3f}]".format(self.value, *self.interval)
+        return "{:.3f} [{:.3f}, {:.3f}] /{}".format(self.value, *self.interval, self.n)
 
 
 @cache
@@ -120,6 +120,28 @@ def shares(seen: list[dict], when: str = "after") -> dict[str, Share]:
             if entry["wanted"] in CHARACTERS:
                 add("style", entry[when]["style"] == entry["style"])
     return out
+
+
+def distinct(seen: list[dict]) -> list[dict]:
+    """Each prompt and seed once: the unedited model draws the same picture for every target."""
+    return list({(e["prompt"], e["seed"], e["group"].partition(" ")[0]): e for e in seen}.values())
+
+
+def resampled(groups: list[list[int]], draws: int = 2000) -> tuple[float, float, float]:
+    """Mean of all numbers with its 95 % interval by drawing whole groups again (bootstrap)."""
+    sums, counts = (torch.tensor([float(f(g)) for g in groups]) for f in (sum, len))
+    pick = torch.randint(len(sums), (draws, len(sums)), generator=torch.Generator().manual_seed(0))
+    low, high = (sums[pick].sum(1) / counts[pick].sum(1)).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return float(sums.sum() / counts.sum()), low, high
+
+
+def difference(seen: list[dict], group: str) -> tuple[float, float, float]:
+    """Share right after minus share right before on the same prompts and seeds, and its interval: pictures of one prompt, after edits for several targets, do not count as independent."""
+    by_prompt: dict[str, list[int]] = {}
+    for e in seen:
+        if e["group"].startswith(group):
+            by_prompt.setdefault(e["prompt"], []).append(right(e) - right(e, "before"))
+    return resampled(list(by_prompt.values()))
 
 
 def worst_other(share: dict[str, Share]) -> Share:

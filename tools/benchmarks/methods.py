@@ -5,7 +5,7 @@ import torch
 
 from . import peers
 from mini_sd import studio
-from mini_sd.world import ARTISTS, CHARACTERS, STYLES
+from mini_sd.world import CHARACTERS
 
 DESCRIPTIONS = 4
 # What was tried for each eraser on the choose set, as many as PURE's eight; the first is its published (PURE: the nodes') default.
@@ -29,53 +29,52 @@ PURE_STYLES_TRIED = {  # for artists; their plan has no name without its descrip
     "no plain things retained": ({"plain": False}, {}, {}),
 }
 TEXT_TRIED = {f"{f}/{r}" + (", descriptions" if d else ""): (d, f, r) for d in (0, DESCRIPTIONS) for f, r in ((0.99, 0.9), (0.95, 0.95), (0.999, 0.9), (0.99, 0.7))}
-CURE_TRIED = {f"alpha {a}" + (", descriptions" if d else ""): (d, a) for d in (0, DESCRIPTIONS) for a in (2, 20, 100, 1000)}
-UCE_TRIED = {f"lam {lam}, erase {e}, preserve {p}" + (", descriptions" if d else ""): (d, lam, e, p)
-             for d in (0, DESCRIPTIONS) for lam, e, p in ((0.5, 1, 1), (50, 1, 1), (0.5, 0.02, 1), (0.5, 1, 0.02))}
+CURE_TRIED = {f"alpha {a}" + extra: (d, a, phrased) for d, phrased, extra, alphas in (
+    (0, True, "", (2, 20, 100)), (0, False, ", not phrased", (20, 100)), (DESCRIPTIONS, True, ", descriptions", (20, 100, 1000))) for a in alphas}
+UCE_TRIED = {f"lam {lam}, preserve {p}, guide '{guide}'" + (", descriptions" if d else ""): (d, lam, p, guide)
+             for d in (0, DESCRIPTIONS) for lam, p, guide in ((0.5, 1, ""), (50, 1, ""), (0.5, 0.02, ""), (0.5, 1, "a picture"))}
 NEGATIVE_TRIED = {"name": 0, "name and descriptions": DESCRIPTIONS}
 
 
-def words(target: str, descriptions: int) -> list[str]:
-    """The texts a peer gets for a target: the same lines that PURE's plan has."""
-    from .erasers import describe
+def plan(target: str, descriptions: int):
+    """PURE's plan for a target: what it is to forget and to retain, which every peer gets too."""
+    from . import erasers
 
-    if target in CHARACTERS:
-        return [target, *describe(CHARACTERS[target], descriptions)]
-    return [ARTISTS[target], *STYLES[target][: descriptions // 2]]
+    return erasers.character_plan(target, descriptions=descriptions) if target in CHARACTERS else erasers.style_plan(target, descriptions // 2)
 
 
-def phrasings(texts: list[str], target: str) -> list[str]:
-    """The six anchor phrasings of each text, as PURE has them."""
-    from pure_pack.pure_core.prompts import PRESETS
-
-    forms = PRESETS["object or character" if target in CHARACTERS else "artistic style"]
-    return [f.replace("{}", t) for t in texts for f in forms if all(w in studio.word_ids() for w in f.replace("{}", "").split())]
+def bare(anchors, _role: str = "") -> list[str]:
+    """The texts of a side of a plan as they are."""
+    return [line for a in anchors for line in a.lines.splitlines() or [""]]
 
 
-def others(target: str) -> list[str]:
-    """The texts that a peer is to keep: PURE's retain list, the empty prompt apart."""
-    from .erasers import PLAIN
+def phrased(anchors, role: str) -> list[str]:
+    """The prompts that PURE captures for a side of a plan, but for those with words that the miniature text encoder was not trained on."""
+    from .erasers import phrasings
 
-    return [c for c in CHARACTERS if c != target] + ([*(ARTISTS[s] for s in ARTISTS if s != target), *PLAIN] if target in ARTISTS else [])
+    return [p for p in phrasings(anchors, role) if all(w in studio.word_ids() for w in p.replace(",", " ").split())]
 
 
 def text_basis(target, setting):
     descriptions, forget, retain = setting
-    return peers.edited(peers.text_basis_edit(peers.token_rows(phrasings(words(target, descriptions), target)), peers.token_rows(["", *phrasings(others(target), target)]), forget, retain)), ""
+    asked = plan(target, descriptions)
+    return peers.edited(peers.text_basis_edit(peers.token_rows(phrased(asked.forget, "forget")), peers.token_rows(phrased(asked.retain, "retain")), forget, retain)), ""
 
 
 def cure(target, setting):
-    descriptions, alpha = setting
-    return peers.edited(peers.cure_edit(peers.token_rows(phrasings(words(target, descriptions), target)), peers.token_rows(["", *phrasings(others(target), target)]), alpha)), ""
+    descriptions, alpha, with_phrasings = setting
+    asked, worded = plan(target, descriptions), phrased if with_phrasings else bare
+    return peers.edited(peers.cure_edit(peers.token_rows(worded(asked.forget, "forget")), peers.token_rows(worded(asked.retain, "retain")), alpha)), ""
 
 
 def uce(target, setting):
-    descriptions, lam, erase, preserve = setting
-    return peers.edited(peers.uce_edit(peers.last_subject_tokens(words(target, descriptions)), peers.last_subject_tokens([""]), peers.last_subject_tokens(others(target)), lam, erase, preserve)), ""
+    descriptions, lam, preserve, guide = setting
+    asked = plan(target, descriptions)
+    return peers.edited(peers.uce_edit(peers.last_subject_tokens(bare(asked.forget)), peers.last_subject_tokens([guide]), peers.last_subject_tokens(bare(asked.retain)), lam, 1.0, preserve)), ""
 
 
 def negative(target, descriptions):
-    return None, ", ".join(words(target, descriptions))
+    return None, ", ".join(bare(plan(target, descriptions).forget))
 
 
 PEERS = {"UCE": (uce, UCE_TRIED), "CURE": (cure, CURE_TRIED), "text basis": (text_basis, TEXT_TRIED), "negative prompt": (negative, NEGATIVE_TRIED)}

@@ -27,10 +27,13 @@ def summary_row(label: str, results: list[Shares], groups: list[str]) -> list:
     return [label, *(pooled(results, g) for g in groups), f"{mean(worst):.3f}, {min(worst):.3f}", mean([harmonic(r) for r in results])]
 
 
-def summary_header(results: list[Shares], groups: list[str]) -> list[str]:
-    """The heading; n is of the row that was drawn in full."""
-    counted = [f"{g.replace('_', '-')} (n {p.n})" if isinstance(p := pooled(results, g), Share) else g for g in groups]
-    return ["", *counted, "worst other: mean, lowest", "harmonic mean"]
+def heading(first: str, groups: list[str], *rest: str) -> list[str]:
+    return [first, *(g.replace("_", "-") for g in groups), *rest]
+
+
+def counted(first: str, results: list[Shares], groups: list[str], *rest: str) -> list[str]:
+    """The same with the number of pictures, for tables in which each row has as many."""
+    return [first, *(f"{g.replace('_', '-')} (n {pooled(results, g).n})" for g in groups), *rest]
 
 
 def fill(document: Path, tables: dict[str, str]) -> None:
