@@ -69,8 +69,8 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def finite(rows: Tensor) -> Tensor:
-    """The rows on the CPU in float64; raises PureError on NaN and infinity."""
-    rows = rows.detach().to("cpu", torch.float64)
+    """The rows on the CPU in float32 (in float64 if they are), which holds them exactly; raises PureError on NaN and infinity."""
+    rows = rows.detach().to("cpu", torch.promote_types(rows.dtype, torch.float32))
     if not torch.isfinite(rows).all():
         raise PureError("An activation is NaN or infinite: the MODEL overflows in this precision; load it in bf16 or fp32 and capture again.")
     return rows
@@ -92,13 +92,16 @@ class MomentsFitter:
         self._blocks.append(torch.cat([rows.new_ones(rows.shape[0], 1), rows], 1))
         self._held += rows.shape[0]
         if self._held > 2 * (self.width + 1):
-            self._blocks = [compact(torch.cat(self._blocks))]
+            self._blocks = [self._compacted()]
             self._held = self._blocks[0].shape[0]
 
     def result(self) -> Moments:
         """The moments of all rows so far."""
-        stacked = compact(torch.cat([torch.zeros(0, self.width + 1, dtype=torch.float64), *self._blocks]))
+        stacked = self._compacted()
         return Moments(self._count, stacked[:, 0], stacked[:, 1:])
+
+    def _compacted(self) -> Tensor:
+        return compact(torch.cat([torch.zeros(0, self.width + 1, dtype=torch.float64), *self._blocks]))
 
 
 @dataclass

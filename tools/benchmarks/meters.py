@@ -5,6 +5,7 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable
+from math import comb
 from pathlib import Path
 from statistics import median
 
@@ -35,9 +36,11 @@ def interleaved(a: Callable[[], object], b: Callable[[], object], pairs: int, pr
 
 
 def ratio(times: tuple[list[float], list[float]]) -> tuple[float, float, float]:
-    """Median, lowest and highest of b / a, pair by pair."""
-    ratios = [y / x for x, y in zip(*times)]
-    return median(ratios), min(ratios), max(ratios)
+    """Median of b / a, pair by pair, with its 95 % interval by order statistics (of five pairs or fewer: the lowest and the highest)."""
+    ratios = sorted(y / x for x, y in zip(*times))
+    n = len(ratios)
+    outside = max((k for k in range(n // 2) if 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n <= 0.05), default=0)
+    return median(ratios), ratios[outside], ratios[n - 1 - outside]
 
 
 def resident(field: str = "VmRSS", status: Path = STATUS) -> float:

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 from . import meters
 
 QUEUES, WARM = 200, 20
+BLOCK = 10  # queues of which the mean is one point of the line: one after the other they are not independent
 
 
 def soak(_: str) -> dict:
@@ -34,9 +35,10 @@ def soak(_: str) -> dict:
                 inputs.update({"steps": 1, "seed": seed})
             times.append(meters.timed(server.run, graph)[1])
             memory.append(meters.resident(status=status))
-    at = list(range(WARM, QUEUES))
-    _, grown, grown_error, _ = meters.line(at, memory[WARM:])
-    _, slower, slower_error, _ = meters.line(at, times[WARM:])
+    blocks = range(WARM, QUEUES, BLOCK)
+    means = lambda values: [mean(values[i : i + BLOCK]) for i in blocks]
+    _, grown, grown_error, _ = meters.line(list(blocks), means(memory))
+    _, slower, slower_error, _ = meters.line(list(blocks), means(times))
     tenth = max(1, QUEUES // 10)
     return {"rows": [["memory MB", f"{memory[WARM]:.0f}", f"{memory[-1]:.0f}", f"{max(memory):.0f}", f"{1024 * grown:.1f} +- {1024 * grown_error:.1f} KB a queue"],
                      ["seconds", f"{median(times[WARM : WARM + tenth]):.2f}", f"{median(times[-tenth:]):.2f}", f"{max(times[WARM:]):.2f}", f"{1000 * slower:.2f} +- {1000 * slower_error:.2f} ms a queue"]],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -23,8 +24,8 @@ from .soak import soak
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 PAIRS = 5
-# kind: latent size in pixels, prompts, recorded steps, dtype
-SAMPLED = {"mini_sd": (64, 8, 5, "float32"), "sd15": (128, 4, 2, "float32"), "sdxl": (128, 4, 1, "float16")}
+# kind: latent size in pixels, prompts, recorded steps, dtype, pairs
+SAMPLED = {"mini_sd": (64, 8, 5, "float32", 25), "sd15": (128, 4, 2, "float32", 15), "sdxl": (128, 4, 1, "float16", 5)}
 ROWS = 60 * 2 * 10  # prompts, latents, steps
 
 
@@ -47,7 +48,7 @@ def spread(times) -> str:
     return "{:.3f} [{:.3f}, {:.3f}]".format(*meters.ratio(times))
 
 
-def sampling(kind: str) -> list:
+def sampling(kind: str) -> dict:
     """Capture against the same sampling without it, and the edited MODEL's sampling against the original's."""
     model, clip = loaded(kind)
     import comfy.model_management as management
@@ -59,7 +60,7 @@ def sampling(kind: str) -> list:
 
     from benchmarks.erasers import ApplyProjection, BuildBasis, run
 
-    size, count, steps, _ = SAMPLED[kind]
+    size, count, steps, _, pairs = SAMPLED[kind]
     trajectory = host_sampling.Trajectory(10, steps, 1, 0, 1.0, size, size, "euler", "normal", 4)
     lines = lambda role: make_prompts("\n".join(f"{role} picture {i}" for i in range(count)), "free text", role, False)[0]
     prompts = lines("forget")
@@ -75,15 +76,16 @@ def sampling(kind: str) -> list:
             host_sampling.sample(model, conditioning, latents, batch, trajectory, lambda *_: None)
 
     with torch.inference_mode():
-        capturing = meters.interleaved(bare, capture, PAIRS)
+        capturing = meters.interleaved(bare, capture, pairs)
         memory = [meters.peak(f)[1] for f in (bare, capture, bare, capture)]
         forget, retain = capture(), capture(lines("retain"))
         edited = run(ApplyProjection, model=model, basis=run(BuildBasis, forget=forget, retain=retain)[0])[0]
-        drawn = meters.interleaved(bare, lambda: bare(edited), PAIRS, lambda which: management.load_models_gpu([(model, edited)[which]]))  # putting patches on is not sampling
+        drawn = meters.interleaved(bare, lambda: bare(edited), pairs, lambda which: management.load_models_gpu([(model, edited)[which]]))  # putting patches on is not sampling
         work = meters.flops(bare)
         read = pooled_bytes(model, unet_of(model), bare)
-    return [kind, f"{count} prompts x {steps} steps, {size} px", median(capturing[0]), work / meters.product_rate(torch.float32), spread(capturing), f"{read / meters.copy_rate() / median(capturing[0]):.5f}", spread(drawn),
-            f"{max(memory[0::2]):.0f}", f"{max(memory[1::2]):.0f}", f"{meters.kept(forget):.1f}"]
+    row = [kind, f"{count} prompts x {steps} steps, {size} px, {pairs} pairs", median(capturing[0]), work / meters.product_rate(torch.float32), spread(capturing), f"{read / meters.copy_rate() / median(capturing[0]):.5f}", spread(drawn),
+           f"{max(memory[0::2]):.0f}", f"{max(memory[1::2]):.0f}", f"{meters.kept(forget):.1f}"]
+    return {"row": row, "bare and capture s": capturing, "original and edited s": drawn, "peaks of bare and capture, in turn, MB": memory}
 
 
 def pooled_bytes(model, unet, run) -> float:
@@ -126,7 +128,7 @@ def synthetic(layers, directions: int):
 
 
 def basis_floor(layers, ranks) -> float:
-    """Operations of the cheapest way known here: second moment, its Cholesky factor, a triangular solve and one symmetric eigenproblem a layer (tridiagonalisation, vectors of the kept directions)."""
+    """Operations that no way known here does without: second moment, its Cholesky factor, a triangular solve and one symmetric eigenproblem a layer (tridiagonalisation, vectors of the kept directions)."""
     out = 0.0
     for layer, rank in zip(layers, ranks):
         d, n = layer.width, min(ROWS, layer.width + 1)
@@ -175,7 +177,7 @@ def algebra(kind: str) -> list[list]:
 ALGEBRA_HEADER = ["", "basis s", "its floor s", "peak MB", "apply s", "rounding of the edit s", "host puts the patches on s", "floor of the products s", "LoRA s"]
 
 
-def files(_: str) -> list[list]:
+def files(_: str) -> dict:
     """Our savers beside the host's own checkpoint saver, on the miniature model: each file of one edited MODEL, written PAIRS times."""
     import inprocess
 
@@ -194,7 +196,7 @@ def files(_: str) -> list[list]:
         basis = build_basis(*synthetic(cross_attention_layers(model), 8), Settings())[0]
         edited, target = run(ApplyProjection, model=model, basis=basis)[0], Path(folder) / "file.safetensors"
         host = lambda: comfy.sd.save_checkpoint(str(target), edited, clip, vae)
-        out = []
+        out, raw = [], {}
         for name, save in (("checkpoint", lambda: saving.save_checkpoint(edited, clip, vae, target, False, done)), ("LoRA", lambda: saving.save_lora(edited, target, "fp16", False, done)),
                            ("basis", lambda: save_basis(basis, target, False))):
             target.unlink(missing_ok=True)
@@ -204,21 +206,24 @@ def files(_: str) -> list[list]:
             for f in (host, save):
                 target.unlink(missing_ok=True)
                 peaks.append(meters.peak(f)[1])
+            raw[f"host's checkpoint and our {name} s"] = times
             out.append([name, f"{size / 2**20:.1f}", median(times[1]), size / meters.copy_rate(), spread(times), *(f"{p:.0f}" for p in peaks)])
-    return out
+    return {"rows": out, **raw}
 
 
 FILES_HEADER = ["file", "MB", "seconds", "floor: copying it once", "/ the host's own checkpoint", "peak of the host's MB", "peak of ours MB"]
 
 
 def growth(_: str) -> dict:
-    """Capture time against prompts, steps and latents, memory against prompts; basis time against layers and width."""
+    """Capture time against prompts, steps and latents, memory against prompts; time of basis, edit and LoRA against layers and width."""
     model, clip = loaded("mini_sd")
     import torch
     from pure_pack.nodes.host import recording
     from pure_pack.nodes.host.layers import Layer, cross_attention_layers
     from pure_pack.nodes.host.sampling import Trajectory
     from pure_pack.pure_core.build import Settings, build_basis
+    from pure_pack.pure_core.lora import lora_factors, lora_tensors
+    from pure_pack.pure_core.projection import weight_delta
     from pure_pack.pure_core.prompts import make_prompts
 
     base = Trajectory(10, 2, 1, 0, 1.0, 64, 64, "euler", "normal", 4)
@@ -241,14 +246,21 @@ def growth(_: str) -> dict:
         first = cross_attention_layers(model)[0]
         made = []
         for label, shapes in (("layers", [(640, 2), (640, 4), (640, 8), (640, 16)]), ("width", [(160, 8), (320, 8), (640, 8), (1280, 8)])):
-            times = []
+            times: dict[str, list[float]] = {"basis": [], "edited weights": [], "LoRA": []}
             for width, count in shapes:
                 layers = [Layer(f"l{i}", width, 8, first.context) for i in range(count)]
                 forget, retain = synthetic(layers, 8)
-                times.append(min(meters.timed(build_basis, forget, retain, Settings())[1] for _ in range(2)))
+                edits = build_basis(forget, retain, Settings())[0].layers.values()
+                weights = [torch.randn(width, first.context) for _ in layers]
+                pairs = list(zip(weights, edits))
+                work = {"basis": lambda f=forget, r=retain: build_basis(f, r, Settings()), "edited weights": lambda p=pairs: [w - weight_delta(w, b.u, b.m, "left") for w, b in p],
+                        "LoRA": lambda p=pairs: [lora_tensors("w", *lora_factors(w, b.u, b.m, "left"), "fp16") for w, b in p]}
+                for what, function in work.items():
+                    times[what].append(min(meters.timed(function)[1] for _ in range(3)))
             grown = [count if label == "layers" else width for width, count in shapes]
-            exponent = meters.line([torch.tensor(float(v)).log().item() for v in grown], [torch.tensor(t).log().item() for t in times])[1]
-            made.append([label, ", ".join(map(str, grown)), ", ".join(f"{t:.2f}" for t in times), f"{exponent:.2f}"])
+            for what, part in times.items():
+                _, exponent, error, _ = meters.line([math.log(v) for v in grown], [math.log(t) for t in part])
+                made.append([what, label, ", ".join(map(str, grown)), ", ".join(f"{t:.4f}" for t in part), f"{exponent:.2f} +- {error:.2f}"])
     return {"fits": fits, "memory": rows, "basis": made}
 
 
@@ -279,11 +291,11 @@ SECTIONS = {"sampling": (sampling, tuple(SAMPLED)), "algebra": (algebra, ("sd15"
 def written(section: str, results: list) -> dict[str, str]:
     """The tables of a section."""
     if section == "sampling":
-        return {"sampling": tables.markdown(SAMPLING_HEADER, results)}
+        return {"sampling": tables.markdown(SAMPLING_HEADER, [part["row"] for part in results])}
     if section == "algebra":
         return {"algebra": tables.markdown(ALGEBRA_HEADER, [row for part in results for row in part])}
     if section == "files":
-        return {"files": tables.markdown(FILES_HEADER, results[0])}
+        return {"files": tables.markdown(FILES_HEADER, results[0]["rows"])}
     if section == "profile":
         return {"profile": tables.markdown(["operation", "calls", "seconds", "share"], results[0])}
     if section == "soak":
@@ -291,7 +303,7 @@ def written(section: str, results: list) -> dict[str, str]:
     grown = results[0]
     return {"growth of capture": tables.markdown(["against", "n", "seconds", "fit", "R^2"], grown["fits"]),
             "memory of capture": tables.markdown(["prompts", "rows a layer", "peak MB", "kept MB"], grown["memory"]),
-            "growth of basis": tables.markdown(["against", "n", "seconds", "exponent"], grown["basis"])}
+            "growth of basis": tables.markdown(["of", "against", "n", "seconds", "exponent"], grown["basis"])}
 
 
 def main() -> int:
