@@ -122,10 +122,8 @@ def build_block(forget: Moments, retain: Moments | None, settings: Settings) -> 
         values = ratios[: m.shape[1]]
         return Block(u * subspace.removed_share(values, settings.retain_weight), m, empty, empty, ratios, empty[0], values)
     r = retain if mean is None or retain is None else retain.minus(mean)
-    s_f, directions_f = subspace.spectrum(f)
-    s_r, directions_r = subspace.spectrum(r) if r else (empty[0], empty)
-    v_f = directions_f[:, : subspace.energy_rank(s_f, settings.forget_energy, settings.max_rank)]
-    v_r = directions_r[:, : subspace.energy_rank(s_r, settings.retain_energy)]
+    s_f, v_f = subspace.principal_directions(f, settings.forget_energy, settings.max_rank)
+    s_r, v_r = subspace.principal_directions(r, settings.retain_energy) if r else (empty[0], empty)
     if mean is not None:
         v_r = subspace.add_direction(v_r, mean)
     u, m = paper_factors(v_f, v_r)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from pure_pack.pure_core.moments import MomentsFitter
-from pure_pack.pure_core.subspace import LITTLE, RIDGE, add_direction, contrast_directions, energy_rank, left_directions, mean_squared_sine, principal_cosines, removed_share, spectrum
+from pure_pack.pure_core.subspace import LITTLE, RIDGE, add_direction, contrast_directions, energy_rank, mean_squared_sine, principal_cosines, principal_directions, removed_share
 
 from spaces import orthonormal
 
@@ -19,35 +19,27 @@ def random_rows(n, d, seed=0):
 @pytest.mark.parametrize(("n", "d"), [(8, 60), (400, 30)])
 def test_the_spectrum_is_that_of_the_stacked_rows(n, d):
     h = random_rows(n, d)
-    s, v = spectrum(moments(h))
+    s, v = principal_directions(moments(h), 1.0)
     _, s_h, vh = torch.linalg.svd(h, full_matrices=False)
     assert (s - s_h).abs().max() < 1e-10 and (v.T @ v - torch.eye(v.shape[1])).abs().max() < 1e-12
     assert (v @ v.T - vh.T @ vh).abs().max() < 1e-9
-
-
-@pytest.mark.parametrize("shape", [(60, 20), (60, 200), (60, 60)])
-@pytest.mark.parametrize("least", [0.0, 1e-12, 1e-6, 1e-2, 1e9])
-def test_left_directions_are_those_of_the_decomposition_whatever_is_asked_for(shape, least):
-    a = orthonormal(shape[0], shape[0]) @ (random_rows(*shape, 3) * torch.logspace(0, -6, shape[0], dtype=torch.float64)[:, None])
-    squares, z = left_directions(a, least)
-    u, s, _ = torch.linalg.svd(a, full_matrices=False)
-    k = max(int((s.square() >= least).sum()), 1)
-    assert z.shape[1] == k and (squares - s.square()[: len(squares)]).abs().max() < 1e-12 * s[0] ** 2 and (s.square()[len(squares) :] < 1e-12 * s[0] ** 2).all()
-    assert (z.T @ z - torch.eye(k)).abs().max() < 1e-8 and (z @ z.T - u[:, :k] @ u[:, :k].T).abs().max() < 1e-8
-    assert torch.equal(z, left_directions(a, least)[1])  # bit by bit
+    _, part = principal_directions(moments(h), 0.6)
+    r = energy_rank(s_h, 0.6)
+    assert part.shape[1] == r < v.shape[1] and (part @ part.T - vh[:r].T @ vh[:r]).abs().max() < 1e-9
+    assert principal_directions(moments(h), 0.6, 2)[1].shape[1] == 2
 
 
 def test_rank_deficient_rows_give_their_rank_and_no_rounding_directions():
     h = random_rows(300, 4) @ orthonormal(50, 4).T
-    s, _v = spectrum(moments(h))
-    assert len(s) == 4 and energy_rank(s, 1.0) == 4
+    s, v = principal_directions(moments(h), 1.0)
+    assert len(s) == 4 and v.shape[1] == energy_rank(s, 1.0) == 4
 
 
 def test_a_float32_gram_would_see_a_wrong_rank_near_one():
     """Why moments are kept as a float64 square root: the small directions drown in a float32 Gram."""
     h = random_rows(200, 30) * torch.logspace(0, -6, 30, dtype=torch.float64) @ orthonormal(30, 30)
-    s, _ = spectrum(moments(h))
     tau = 1 - 1e-11
+    s, _ = principal_directions(moments(h), tau)
     gram = torch.linalg.eigvalsh(h.float().T @ h.float()).flip(0).clamp(min=0).double().sqrt()
     exact = energy_rank(torch.linalg.svdvals(h), tau)
     assert energy_rank(s, tau) == exact
@@ -62,9 +54,8 @@ def test_energy_rank_is_the_least_that_reaches_the_share():
 
 def test_retain_error_is_bounded_by_the_energy_that_was_not_kept():
     h = random_rows(200, 30) * torch.logspace(0, -2, 30, dtype=torch.float64)
-    s, v = spectrum(moments(h))
     for tau in (0.5, 0.9, 0.99):
-        kept = v[:, : energy_rank(s, tau)]
+        kept = principal_directions(moments(h), tau)[1]
         v_f = orthonormal(30, 30, 3)  # forgets everything, the worst case
         edited = h - (h - h @ kept @ kept.T) @ v_f @ v_f.T
         assert (edited - h).norm() / h.norm() <= (1 - tau) ** 0.5 + 1e-12
@@ -127,11 +118,11 @@ def test_directions_along_which_little_goes_are_left_alone_but_one_stays():
 def test_without_retain_rows_contrast_is_plain_principal_directions():
     h = random_rows(30, 12)
     _, x, bx = contrast_directions(moments(h), None, 0.0, 3)
-    _, v = spectrum(moments(h))
+    _, v = principal_directions(moments(h), 1.0)
     assert (bx @ x.T - v[:, :3] @ v[:, :3].T).abs().max() < 1e-9
 
 
 def test_no_energy_gives_no_directions():
     zero = moments(torch.zeros(5, 8, dtype=torch.float64))
-    assert spectrum(zero)[0].numel() == 0
+    assert principal_directions(zero, 1.0)[1].shape == (8, 0)
     assert contrast_directions(zero, moments(random_rows(9, 8)), 2.0)[1].shape == (8, 0)

@@ -127,13 +127,14 @@ def synthetic(layers, directions: int):
     return captured
 
 
-def basis_floor(layers, ranks) -> float:
-    """Operations that no way known here does without: second moment, its Cholesky factor, a triangular solve and one symmetric eigenproblem a layer (tridiagonalisation, vectors of the kept directions)."""
+def basis_floor(layers, ranks, rule: str) -> float:
+    """Operations that no way known here does without: the Gram matrix of the rows (of both roles by the paper's rule; by the contrast rule retain's second moment, its Cholesky factor and a triangular solve before it), and one product of it with the kept directions."""
     out = 0.0
     for layer, rank in zip(layers, ranks):
         d, n = layer.width, min(ROWS, layer.width + 1)
         m = min(n, d)
-        out += n * d * d + d**3 / 3 + n * d * d + 4 / 3 * m**3 + 2 * m * m * rank + 4 * d * d * rank
+        out += 2 * m * m * d if rule == "energy" else m * m * d + n * d * d + d**3 / 3 + n * d * d + 4 * d * d * rank
+        out += 2 * m * m * rank
     return out
 
 
@@ -154,17 +155,17 @@ def algebra(kind: str) -> list[list]:
         own = model.get_key_patches(ROOT)
         weights = [own[layer.key(p)][0][0] for layer in layers for p in ("keys", "values")]
         management.load_models_gpu([model])
-        for label, directions in (("8 directions a layer", 8), ("the spectrum turned round", 0)):
+        for label, directions, settings in (("8 directions a layer", 8, Settings()), ("the spectrum turned round", 0, Settings()), ("the paper's rule", 8, Settings(rule="energy", centering="none"))):
             forget, retain = synthetic(layers, directions)
-            ((basis, _), building), memory = meters.peak(meters.timed, build_basis, forget, retain, Settings())
+            ((basis, _), building), memory = meters.peak(meters.timed, build_basis, forget, retain, settings)
             ranks = [basis.layers[layer.name].rank for layer in layers]
             (edited, *_), applying = meters.timed(patches.apply_basis, model, basis, 1.0, "values", 1, "all")
             rounding = meters.timed(precision.residual, edited)[1]
             putting = meters.timed(management.load_models_gpu, [edited])[1]
-            lora = meters.timed(saving.save_lora, edited, Path(folder) / f"{directions}.safetensors", "fp16", False, lambda: None)[1]
+            lora = meters.timed(saving.save_lora, edited, Path(folder) / f"{label}.safetensors", "fp16", False, lambda: None)[1]
             product = sum(4 * layer.width * rank * layer.context for layer, rank in zip(layers, ranks))
             name = f"{kind}, {label} (ranks {min(ranks)} to {max(ranks)})"
-            out.append([name, building, basis_floor(layers, ranks) / rate64, f"{memory:.0f}", applying, rounding, putting, product / rate32, lora])
+            out.append([name, building, basis_floor(layers, ranks, settings.rule) / rate64, f"{memory:.0f}", applying, rounding, putting, product / rate32, lora])
             management.load_models_gpu([model])
         tokens = torch.randn(60, layers[0].context, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         for name, solve in (("UCE", lambda: peers.uce_edit(tokens[:30], tokens[:1], tokens[30:])), ("CURE", lambda: peers.cure_edit(tokens[:30], tokens[30:]))):

@@ -1,0 +1,82 @@
+import pytest
+import torch
+from pure_pack.pure_core.eigen import BLOCK, WHOLE, is_all_above, krylov_pairs, left_directions
+
+from spaces import orthonormal
+
+
+def at_least(least):
+    """The cut that keeps what is >= least, one at least."""
+    return lambda values, total: max(int((values >= least).sum()), 1)
+
+
+def gram(values):
+    """A symmetric matrix with these eigenvalues, and the eigenvectors."""
+    q = orthonormal(len(values), len(values), 4)
+    return (q * values) @ q.T, q
+
+
+def falling(n, power=2.0):
+    return torch.arange(1, n + 1, dtype=torch.float64).pow(-power)
+
+
+@pytest.mark.parametrize("shape", [(60, 20), (60, 200), (60, 60), (400, 300), (300, 500), (300, 40)])
+@pytest.mark.parametrize("least", [0.0, 1e-12, 1e-6, 1e-2, 1e9])
+def test_left_directions_are_those_of_the_decomposition_whatever_is_asked_for(shape, least):
+    rows = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    a = orthonormal(shape[0], shape[0]) @ (rows * torch.logspace(0, -6, shape[0], dtype=torch.float64)[:, None])
+    found, z = left_directions(a, at_least(least))
+    u, s, _ = torch.linalg.svd(a, full_matrices=False)
+    k = max(int((s.square() >= least).sum()), 1)
+    assert z.shape[1] == k and k <= len(found) <= len(s)
+    assert (found[:k].square() - s[:k].square()).abs().max() < 1e-12 * s[0] ** 2 and ((found - s[: len(found)]).abs() <= 1e-3 * s[: len(found)] + 1e-7 * s[0]).all()
+    assert (z.T @ z - torch.eye(k)).abs().max() < 1e-8 and (z @ z.T - u[:, :k] @ u[:, :k].T).abs().max() < 1e-8
+    assert torch.equal(z, left_directions(a, at_least(least))[1])  # bit by bit
+
+
+@pytest.mark.parametrize("power", [1.5, 2.0, 4.0])
+def test_leading_pairs_are_those_of_a_whole_decomposition(power):
+    g, q = gram(falling(600, power))
+    values, vectors = krylov_pairs(g, at_least(0.03))
+    k = vectors.shape[1]
+    assert k == int((falling(600, power) >= 0.03).sum()) + 1 and k <= len(values) < 600  # one behind the cut, which proves it
+    assert (values[:k] - falling(600, power)[:k]).abs().max() < 1e-13 and (vectors @ vectors.T - q[:, :k] @ q[:, :k].T).abs().max() < 1e-10
+    assert ((values - falling(600, power)[: len(values)]).abs() < 2e-3 * falling(600, power)[: len(values)]).all()
+
+
+def test_a_cut_by_the_share_of_the_sum_needs_no_other_values():
+    exact = falling(600)
+    by_share = lambda values, total: min(int((values.cumsum(0) / total < 0.95).sum()) + 1, len(values))
+    _, vectors = krylov_pairs(gram(exact)[0], by_share)
+    assert vectors.shape[1] - 1 == int((exact.cumsum(0) / exact.sum() < 0.95).sum()) + 1
+
+
+def test_directions_that_the_krylov_space_cannot_hold_are_missed_by_nobody():
+    """More equal eigenvalues than the space has starts: the space alone would find BLOCK of them, and stop."""
+    count = BLOCK + 10
+    values = torch.cat([torch.ones(count, dtype=torch.float64), 1e-3 * falling(400 - count)])
+    g, q = gram(values)
+    assert not is_all_above(g, torch.cat([values[:BLOCK], values[count : count + 1]]), torch.cat([q[:, :BLOCK], q[:, count : count + 1]], 1))
+    assert is_all_above(g, values[: count + 1], q[:, : count + 1])
+    _, z = left_directions((q * values.sqrt()) @ orthonormal(400, 400, 5), at_least(0.5))
+    assert z.shape[1] == count and (z @ z.T - q[:, :count] @ q[:, :count].T).abs().max() < 1e-8
+
+
+def test_a_spectrum_that_hardly_falls_is_decomposed_whole():
+    values = 1 + falling(2 * WHOLE)
+    g, _ = gram(values)
+    assert krylov_pairs(g, at_least(1.0)) is None
+    found, z = left_directions(torch.linalg.cholesky(g), at_least(1.0))
+    assert z.shape[1] == len(found) == 2 * WHOLE and (found.square() - values).abs().max() < 1e-12
+
+
+def test_few_rows_of_many_channels_give_their_rank():
+    a = orthonormal(400, 5) @ torch.randn(5, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    found, z = left_directions(a, at_least(1e-3))
+    assert len(found) == z.shape[1] == 5 and (z @ (z.T @ a) - a).abs().max() < 1e-10
+
+
+def test_nothing_has_no_directions():
+    for shape in ((5, 0), (0, 5), (300, 300)):
+        found, z = left_directions(torch.zeros(shape, dtype=torch.float64), at_least(0.0))
+        assert found.numel() == 0 and z.shape == (shape[0], 0)
