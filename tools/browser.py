@@ -15,7 +15,8 @@ from get_comfyui import find_chromium
 DESKTOP, LAPTOP = (1920, 1080), (1366, 768)
 OPEN_SECONDS = 120
 NEW_USER = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en",  # nothing over the canvas
-            "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.0, "LiteGraph.Canvas.MinFontSizeForLOD": 0}  # texts at any zoom
+            "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.0, "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # texts at any zoom
+            "LiteGraph.Canvas.MaximumFps": 10}  # without a GPU, drawing the canvas takes the sampler's time
 
 WATCH = """() => {
   const seen = window.seen = {ended: 0, error: null, interrupted: 0, titles: [], texts: {}, steps: []};
@@ -130,12 +131,16 @@ class Browser:
         return str(self.page.evaluate("kind => { const n = LiteGraph.createNode(kind); n.pos = [500, 300]; app.graph.add(n); app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.selectItems([n]); return n.id }", kind))
 
     def drop_from_search(self, name: str, at: tuple[int, int] = (700, 400)) -> None:
-        """Double-clicks an empty place of the canvas, types a name and takes the first result."""
+        """Double-clicks an empty place of the canvas, types a name, takes the first result, and puts it down there."""
         self.page.evaluate("(() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-3000, 0]; app.canvas.setDirty(true, true) })()")
         self.page.mouse.dblclick(*at)
         self.page.wait_for_timeout(1000)
         self.page.keyboard.type(name, delay=20)
         self.page.locator(".p-autocomplete-option, [data-testid=result-item]", has_text=name).first.click()
+        self.page.wait_for_timeout(300)
+        if self.page.evaluate("app.canvas.state?.ghostNodeId != null"):  # in newer frontends it hangs on the pointer until a click
+            self.page.mouse.move(*at)
+            self.page.mouse.click(*at)
 
     def clear(self) -> None:
         self.page.evaluate("app.graph.clear()")

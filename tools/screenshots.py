@@ -15,7 +15,7 @@ from comfyui_server import Server
 from get_comfyui import PROJECT, Host
 from mini_sd.layout import install_checkpoint
 
-SIZE, SCALE, OFFSET = (2440, 1150), 0.95, (100, 0)  # of the page; of the canvas, so that texts are drawn
+SIZE, SCALE, OFFSET = (2440, 1210), 0.95, (100, 65)  # of the page; of the canvas, so that texts are drawn
 PAGES = PROJECT / "web" / "docs"
 CORNER, MARGIN = (500, 120), 12  # where a node is put to be taken, in pixels of the page; what is taken around it
 

@@ -1,4 +1,7 @@
-"""With the nodes' defaults characters are gone, the others are not, and pictures stay pictures. Pictures by the narrow U-Net, which draws what the host draws."""
+"""With the nodes' defaults characters are gone, the others are not, and pictures stay pictures. Pictures by the narrow U-Net, which draws what the host draws.
+
+Four of the eight characters, one of them looked at closely: an easy one, the two whose neighbours suffer most, and the one that is hardest to erase.
+"""
 import math
 
 import pytest
@@ -7,14 +10,14 @@ import torch
 from benchmarks import judging
 from benchmarks.erasers import Eraser, character_plan, describe, narrow
 from benchmarks.judging import Share
-from benchmarks.tables import spearman
 from mini_sd import studio
 from mini_sd.world import CHARACTERS
 from run_nodes import prompts
 
-# What docs/evidence.md measured with the defaults on these prompts, all characters together (its larger sample): share of
-# erased characters seen in named and in name-free prompts, and of others seen.
-MEASURED = {"named": 0.01, "name_free": 0.09, "others": 0.97}
+CLOSE, FOUR = "pelluna", ("pelluna", "zorbo", "dorrit", "bramby")
+# What docs/evidence.md measured of them with the defaults on these prompts (its larger sample): share of erased characters
+# seen in named and in name-free prompts, and of others seen.
+MEASURED = {"named": 0.004, "name_free": 0.096, "others": 0.950}
 RARE = 1e-3  # one false alarm in a thousand runs of the same code on other seeds
 
 
@@ -39,7 +42,7 @@ def test_no_prompt_that_is_judged_is_an_anchor():
 
 def test_erased_kept_and_still_pictures(eraser):
     """One character looked at closely; all of them together below."""
-    weights, entries = narrow(eraser.erase(character_plan("fintolo"))), judging.character_entries("fintolo", "test", 100, 14, 0, 0)
+    weights, entries = narrow(eraser.erase(character_plan(CLOSE))), judging.character_entries(CLOSE, "test", 100, 14, 0, 0)
     kept = judging.see(weights, entries[200:])
     after, before = judging.shares(judging.see(weights, entries[:200], beside=False) + kept), judging.shares(kept + judging.see(None, entries[75:125]), "before")
     told = {k: str(v) for k, v in after.items()}
@@ -53,15 +56,16 @@ def test_erased_kept_and_still_pictures(eraser):
 
 
 def test_the_measure_ranks_edits_as_the_judge_does(eraser):
-    """The small twin of the last table of docs/evidence.md."""
-    leakages, seen = [], []
-    for strength, build in ((0.25, {}), (0.8, {}), (1.0, {"max_rank": 1}), (1.0, {})):
-        model = eraser.erase(character_plan("fintolo"), {"strength": strength}, **build)
-        shares = judging.shares(judging.see(narrow(model), judging.character_entries("fintolo", "choose", 24, 0, 0, 0), beside=False))
-        leakages.append(eraser.measure(model, "fintolo")["leakage"])
-        seen.append(shares["named"].value + shares["name_free"].value)
-    assert spearman(leakages, seen) >= 0.8 and min(leakages) == leakages[-1], (leakages, seen)
-    assert max(seen) >= 1.8 and min(seen) <= 0.2  # control: the edits differ from all of it to nothing
+    """The small twin of the last table of docs/evidence.md: each edit that leaves the character alone reads higher than each one that takes it."""
+    read: dict[str, list[float]] = {"seen": [], "gone": []}
+    for apply, build in (({"strength": 0.25}, {}), ({"strength": 0.5}, {}), ({}, {"retain_weight": 1.0}), ({}, {})):
+        model = eraser.erase(character_plan(CLOSE), apply, **build)
+        shares = judging.shares(judging.see(narrow(model), judging.character_entries(CLOSE, "choose", 16, 0, 0, 0), beside=False))
+        share = (shares["named"].value + shares["name_free"].value) / 2
+        assert share >= 0.9 or share <= 0.15, (apply, build, share)
+        read["seen" if share > 0.5 else "gone"].append(eraser.measure(model, CLOSE)["leakage"])
+    assert len(read["seen"]) == len(read["gone"]) == 2  # control: the edits differ from all of it to nothing
+    assert max(read["gone"]) < min(read["seen"]) - 0.1, read
 
 
 def beyond(hits: int, n: int, p: float) -> float:
@@ -77,17 +81,17 @@ def regressions(pooled: dict[str, Share]) -> list[str]:
 
 
 def pooled_shares(edits: dict) -> dict[str, Share]:
-    """All characters together: 24 named, 24 name-free and 14 others' pictures each, 496 in all."""
+    """All characters together: 48 named, 48 name-free and 28 others' pictures each, 496 of four."""
     total: dict[str, Share] = {}
     for name, weights in edits.items():
-        seen = judging.see(weights, judging.character_entries(name, "test", 24, 1, 0, 0), beside=False)
+        seen = judging.see(weights, judging.character_entries(name, "test", 48, 2, 0, 0), beside=False)
         for key, share in judging.shares(seen).items():
             total[key] = total.get(key, Share(0, 0)) + share
     return total
 
 
 def test_no_regression_beyond_sampling_error(eraser):
-    weights = {name: narrow(eraser.erase(character_plan(name))) for name in CHARACTERS}
+    weights = {name: narrow(eraser.erase(character_plan(name))) for name in FOUR}
     assert regressions(pooled_shares(weights)) == []
     weak = {name: narrow(eraser.erase(character_plan(name), {"strength": 0.3})) for name in ("zorbo", "bramby")}
     assert any("named" in r for r in regressions(pooled_shares(weak)))  # control: a weaker edit is noticed
