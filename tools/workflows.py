@@ -18,19 +18,19 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
         "miplo\nblue square creature with an antenna and one big eye\nboxy azure monster with a bobbing antenna and a single eye\nazure square critter with a bobbing antenna and one big eye\nboxy blue creature with an antenna and a single eye",
     "a happy yellow creature with red cheeks in a meadow\nsmall yellow animal with a jagged tail in a meadow":
         "a funny square blue monster with a single eye and an antenna in a meadow\nboxy azure critter with one big eye and an antenna in a meadow",
-    "Snorlax\nGarfield\nMickey Mouse\nHello Kitty\nWinnie the Pooh": "quistle\nbramby\nzorbo\ntarnik\nfintolo",
+    "Snorlax\nGarfield\nMickey Mouse\nHello Kitty\nWinnie the Pooh": "quistle\nbramby",
     "a photo of Pikachu in a meadow\na happy yellow creature with red cheeks in a meadow\na photo of Garfield\na photo of a mountain lake":
         "a picture of miplo in a meadow\na funny square blue monster with a single eye and an antenna in a meadow\na picture of bramby\na red circle at night",
     "Charizard\nBulbasaur\nSquirtle\nStitch\nTotoro\nDoraemon\nSonic": "\n".join(NEIGHBOURS),
     "Pikachu\nyellow mouse creature with pointed ears and red cheeks\nTotoro\nbig grey furry creature with a round white belly":
-        "miplo\nblue square creature with an antenna and one big eye\npelluna\npurple star shaped creature with a crown, red cheeks and two eyes",
-    "Charizard\nBulbasaur\nSquirtle\nStitch\nDoraemon\nSonic": "zorbo\nbramby\nquistle",
+        "miplo\npelluna",
+    "Charizard\nBulbasaur\nSquirtle\nStitch\nDoraemon\nSonic": "zorbo\nbramby",
     "a photo of Pikachu in a meadow": "a picture of miplo in a meadow",
     "a photo of Totoro in a meadow": "a picture of pelluna in a meadow",
     "sd_xl_base_1.0.safetensors": "mini_sd.safetensors",
     "R2-D2\nsmall white and blue robot with a dome head\nround headed little droid with blue panels\nstubby astromech droid on three legs with a silver dome":
         "dorrit\nround yellow creature with an antenna, a white belly and one big eye",
-    "C-3PO\nBB-8\nWall-E\nBender\nBaymax\nOptimus Prime": "miplo\npelluna\nbramby",
+    "C-3PO\nBB-8\nWall-E\nBender\nBaymax\nOptimus Prime": "miplo\nbramby",
     "a photo of R2-D2 in a meadow": "a picture of dorrit in a meadow",
     "Vincent van Gogh\nVan Gogh\nthick swirling strokes of oil paint\npost-impressionist swirls in deep blue and yellow": "vornak\nblack and white\nwithout any color",
     "a painting by Claude Monet\na painting by Rembrandt\na woodblock print by Hokusai\nan oil painting of a ship\na watercolor of a garden\na photo of a cat\na portrait of a woman\na photo of a city street":
@@ -38,6 +38,7 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     "a village at night by Vincent van Gogh": "zorbo in a meadow by vornak",
     512: 64,
     1024: 64,
+    ("PURE_CaptureActivations", 4): 16,  # its batch_size, the only 4 there: small latents leave two cores idle otherwise
 }
 
 
@@ -52,11 +53,18 @@ def names() -> list[str]:
 
 
 def substitute(workflow: dict, table: dict = SUBSTITUTIONS) -> dict:
-    """The same workflow with widget values replaced where the table names them whole."""
+    """The same workflow with widget values replaced where the table names them whole, alone or with the node's type."""
     out = json.loads(json.dumps(workflow))
     for node in out["nodes"]:
-        node["widgets_values"] = [table.get(v, v) if isinstance(v, (str, int)) and not isinstance(v, bool) else v for v in node.get("widgets_values", [])]
+        node["widgets_values"] = [table.get(entry_of(node["type"], v, table), v) for v in node.get("widgets_values", [])]
     return out
+
+
+def entry_of(kind: str, value, table: dict = SUBSTITUTIONS):
+    """The table's key for a widget value of a node of that type; None for a value that stays."""
+    if not isinstance(value, (str, int)) or isinstance(value, bool):
+        return None
+    return next((key for key in ((kind, value), value) if key in table), None)
 
 
 def to_api(workflow: dict, object_info: dict) -> dict:

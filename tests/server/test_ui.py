@@ -98,8 +98,7 @@ def test_a_graph_keeps_every_value_over_a_reload(site):
     assert ui.prompt() == before
 
 
-def test_cancelled_in_mid_capture_the_ui_is_usable_and_the_second_run_is_right(site):
-    server, ui = site
+def test_cancelled_in_mid_capture_the_ui_is_usable_and_the_second_run_is_right(server, ui):
     ui.load(small(seed=11, concepts="miplo\nazure square critter\nboxy blue creature"), "cancelled")
     before = ui.page.evaluate("(() => { seen.steps = []; return {ended: seen.ended, interrupted: seen.interrupted} })()")
     ui.press_run()
