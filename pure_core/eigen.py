@@ -17,6 +17,7 @@ BLOCK, STRIDE = 16, 4  # vectors that the Krylov space grows by, and how often b
 WHOLE = 256  # up to this size a whole decomposition is as fast
 MOST = 0.35  # share of the size up to which the space grows before the whole decomposition is the faster one
 CONVERGED = 1e-14  # residual of a pair, of the largest eigenvalue: what is left by a whole decomposition too
+PROVED = 1e-11  # of the largest eigenvalue: by so much the last pair may be surpassed by one that was missed; well above a Cholesky factor's rounding
 VISIBLE = 1e-3  # relative error of a value that is only looked at
 ZERO = 1e-12  # singular values below this share of the largest are rounding
 GRAM_ZERO = 1e-7  # the same of those from a Gram matrix, which squares them; and squared ones above it keep eight digits
@@ -44,7 +45,7 @@ def krylov_pairs(gram: Tensor, cut: Cut) -> tuple[Tensor, Tensor] | None:
     """The leading eigenvalues of a positive semidefinite matrix, and eigenvectors of those that the cut keeps and of the next; None where they are too many.
 
     Rayleigh and Ritz in the space of X, G X, G G X, ...; a pair counts when |G y - theta y| <= CONVERGED theta_1. That none
-    was missed is proved: theta I - (G - Y diag(theta) Y^T), theta just above the last of them, has a Cholesky factor. Values
+    was missed is proved: theta I - (G - Y diag(theta) Y^T), theta PROVED theta_1 above the last of them, has a Cholesky factor. Values
     behind the cut, for charts, are given as far as they have VISIBLE digits.
     """
     n, total = gram.shape[0], float(gram.trace())
@@ -68,9 +69,9 @@ def krylov_pairs(gram: Tensor, cut: Cut) -> tuple[Tensor, Tensor] | None:
 
 
 def is_all_above(gram: Tensor, theta: Tensor, y: Tensor) -> bool:
-    """Whether a positive semidefinite matrix has no eigenvalue above the last of theta (k,), falling, but these, with the eigenvectors y (n, k)."""
+    """Whether a positive semidefinite matrix has no eigenvalue above the last of theta (k,), falling, by PROVED but these, with the eigenvectors y (n, k)."""
     rest = (y * theta) @ y.T - gram
-    rest.diagonal().add_(theta[-1] + CONVERGED**0.5 * theta[0])
+    rest.diagonal().add_(theta[-1] + PROVED * theta[0])
     return int(torch.linalg.cholesky_ex(rest).info) == 0
 
 

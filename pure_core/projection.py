@@ -21,8 +21,8 @@ class LayerBasis:
 
     v_f, v_r: orthonormal (d, r_F), (d, r_R) float32 of the energy rule, empty (d, 0) for the contrast rule (block-diagonal
     if per head). spectrum_forget, spectrum_retain: (k,) over the largest one, singular values (energy rule); or ratios, and
-    nothing (contrast rule); of wide layers only as far as a little behind the cut. values: per direction of the edit sin^2 of its angle to the retain space
-    (energy rule) or its ratio (contrast rule), (r,).
+    nothing (contrast rule); of wide layers only as far as a little behind the cut. values: per direction of the edit sin^2
+    of its angle to the retain space (energy rule) or its ratio (contrast rule), (r,).
     """
 
     heads: int

@@ -1,6 +1,6 @@
 """With the nodes' defaults characters are gone, the others are not, and pictures stay pictures. Pictures by the narrow U-Net, which draws what the host draws.
 
-Four of the eight characters, one of them looked at closely: an easy one, the two whose neighbours suffer most, and the one that is hardest to erase.
+Four of the eight characters: one of the middle, which is looked at closely, the two whose neighbours suffer most, and the one that is hardest to erase.
 """
 import math
 
