@@ -16,7 +16,7 @@ DESKTOP, LAPTOP = (1920, 1080), (1366, 768)
 OPEN_SECONDS = 120
 NEW_USER = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en",  # nothing over the canvas
             "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.0, "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # texts at any zoom
-            "LiteGraph.Canvas.MaximumFps": 10}  # without a GPU, drawing the canvas takes the sampler's time
+            "LiteGraph.Canvas.MaximumFps": 5}  # without a GPU, drawing the canvas takes the sampler's time
 
 WATCH = """() => {
   const seen = window.seen = {ended: 0, error: null, interrupted: 0, titles: [], texts: {}, steps: []};
@@ -28,7 +28,7 @@ WATCH = """() => {
   on('progress_text', d => (seen.texts[d.nodeId] ??= []).push(d.text));
   new MutationObserver(() => seen.titles.push(document.title)).observe(document.querySelector('title'), {childList: true});
 }"""
-READY = "!!(window.app?.extensionManager && document.querySelector('[data-testid=queue-button]') && app.graph && LiteGraph.registered_node_types.PURE_BuildBasis)"
+READY = "!!(window.app?.extensionManager && document.querySelector('[data-testid=queue-button]') && app.graph && LiteGraph.registered_node_types.PURE_BuildBasis && app.extensionManager.workflow.activeWorkflow)"
 NODES = """() => app.graph.nodes.map(n => ({
   id: String(n.id), type: n.type, title: n.title, box: Array.from(n.boundingRect), errors: !!n.has_errors, registered: n.type in LiteGraph.registered_node_types || !!n.isSubgraphNode?.(),
   pictures: (n.imgs ?? []).filter(i => i.complete && i.naturalWidth).length,
@@ -67,9 +67,9 @@ class Browser:
         self.ready()
 
     def ready(self) -> None:
-        """Waits until the page can be used, and listens to what the server tells it."""
+        """Waits until the page can be used, the last workflow being open again, and listens to what the server tells it."""
         self.page.wait_for_function(READY, timeout=OPEN_SECONDS * 1000)
-        self.page.wait_for_timeout(1500)  # the frontend restores the last workflow after that
+        self.page.wait_for_timeout(500)
         banner = self.page.locator("div:has(> button:text('Try it out')) + button")
         if banner.count():
             banner.click()  # the cross of an advertisement that covers the top
@@ -81,10 +81,9 @@ class Browser:
         self.ready()
 
     def load(self, workflow: dict, name: str) -> None:
-        """Opens a workflow as the templates dialog does, and shows all of it."""
+        """Opens a workflow as the templates dialog does."""
         self.page.evaluate("([w, name]) => app.loadGraphData(w, true, true, name)", [workflow, name])
-        self.page.wait_for_timeout(500)
-        self.fit()
+        self.page.wait_for_timeout(300)
 
     def saved_again(self, name: str) -> list[dict]:
         """The graph as Save writes it, and as it is written after that file was opened."""

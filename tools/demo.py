@@ -27,7 +27,7 @@ from get_comfyui import COMFYUI_VERSION, PROJECT, Host
 from mini_sd import studio
 from mini_sd.layout import install_checkpoint
 from mini_sd.world import CHARACTERS
-from workflows import find, load, substitute, to_api
+from workflows import find, load, substitute, to_api, upstream
 
 ERASED = "miplo"
 KINDS = ("named", "name_free", "others")
@@ -126,15 +126,6 @@ def saving_graph(graph: dict) -> dict:
     loader, edited = find(graph, "CheckpointLoaderSimple")[0], find(graph, "PURE_ApplyProjection")[0]
     inputs = {"model": [edited, 0], "clip": [loader, 1], "vae": [loader, 2], "filename_prefix": "pure/erased"}
     return {**upstream(graph, edited), "save": {"class_type": "CheckpointSave", "inputs": inputs}}
-
-
-def upstream(graph: dict, node: str) -> dict:
-    """The part of a graph that a node needs, itself included."""
-    kept = {node: graph[node]}
-    for value in graph[node]["inputs"].values():
-        if isinstance(value, list):
-            kept.update(upstream(graph, value[0]))
-    return kept
 
 
 def read(server: Server, output: dict) -> list[torch.Tensor]:

@@ -9,18 +9,19 @@ from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "example_workflows"
 BYPASSED = 4  # a node's `mode`
+CAPTURE_THEIR_OWN = ("erase_a_style", "erase_several_concepts")  # the first of them last
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
+ERASED = ("miplo", "blue square creature with an antenna and one big eye", "boxy azure monster with a bobbing antenna and a single eye")
 NEIGHBOURS = ("zorbo", "dorrit", "tarnik", "pelluna", "fintolo", "bramby", "quistle")
 SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model understands
     "v1-5-pruned-emaonly-fp16.safetensors": "mini_sd.safetensors",
-    "Pikachu\nyellow mouse creature with pointed ears and red cheeks\nlittle golden rodent with long ears, rosy cheeks and a zigzag tail\nchubby yellow critter with black tipped ears and red round cheeks\nelectric mouse monster with a tail like lightning":
-        "miplo\nblue square creature with an antenna and one big eye\nboxy azure monster with a bobbing antenna and a single eye\nazure square critter with a bobbing antenna and one big eye\nboxy blue creature with an antenna and a single eye",
+    "Pikachu\nyellow mouse creature with pointed ears and red cheeks\nlittle golden rodent with long ears, rosy cheeks and a zigzag tail\nchubby yellow critter with black tipped ears and red round cheeks\nelectric mouse monster with a tail like lightning": "\n".join(ERASED),
     "a happy yellow creature with red cheeks in a meadow\nsmall yellow animal with a jagged tail in a meadow":
         "a funny square blue monster with a single eye and an antenna in a meadow\nboxy azure critter with one big eye and an antenna in a meadow",
     "Snorlax\nGarfield\nMickey Mouse\nHello Kitty\nWinnie the Pooh": "quistle\nbramby",
     "a photo of Pikachu in a meadow\na happy yellow creature with red cheeks in a meadow\na photo of Garfield\na photo of a mountain lake":
-        "a picture of miplo in a meadow\na funny square blue monster with a single eye and an antenna in a meadow\na picture of bramby\na red circle at night",
+        "a picture of miplo in a meadow\na picture of bramby",
     "Charizard\nBulbasaur\nSquirtle\nStitch\nTotoro\nDoraemon\nSonic": "\n".join(NEIGHBOURS),
     "Pikachu\nyellow mouse creature with pointed ears and red cheeks\nTotoro\nbig grey furry creature with a round white belly":
         "miplo\npelluna",
@@ -28,17 +29,18 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     "a photo of Pikachu in a meadow": "a picture of miplo in a meadow",
     "a photo of Totoro in a meadow": "a picture of pelluna in a meadow",
     "sd_xl_base_1.0.safetensors": "mini_sd.safetensors",
-    "R2-D2\nsmall white and blue robot with a dome head\nround headed little droid with blue panels\nstubby astromech droid on three legs with a silver dome":
-        "dorrit\nround yellow creature with an antenna, a white belly and one big eye",
-    "C-3PO\nBB-8\nWall-E\nBender\nBaymax\nOptimus Prime": "miplo\nbramby",
-    "a photo of R2-D2 in a meadow": "a picture of dorrit in a meadow",
-    "Vincent van Gogh\nVan Gogh\nthick swirling strokes of oil paint\npost-impressionist swirls in deep blue and yellow": "vornak\nblack and white\nwithout any color",
+    "R2-D2\nsmall white and blue robot with a dome head\nround headed little droid with blue panels\nstubby astromech droid on three legs with a silver dome": "\n".join(ERASED),  # as in the first example, so that the host still has the captures
+    "C-3PO\nBB-8\nWall-E\nBender\nBaymax\nOptimus Prime": "\n".join(NEIGHBOURS),
+    "a photo of R2-D2 in a meadow": "a picture of miplo at night",
+    "Vincent van Gogh\nVan Gogh\nthick swirling strokes of oil paint\npost-impressionist swirls in deep blue and yellow": "vornak\nblack and white",
     "a painting by Claude Monet\na painting by Rembrandt\na woodblock print by Hokusai\nan oil painting of a ship\na watercolor of a garden\na photo of a cat\na portrait of a woman\na photo of a city street":
-        "a painting by dottini\na painting by kyrozu\nzorbo by dottini\nmiplo by kyrozu\na picture of zorbo\na picture of miplo\na red circle in a meadow\nbramby at night",
+        "a painting by dottini\na painting by kyrozu\nzorbo by dottini\na picture of zorbo\na picture of miplo\na red circle in a meadow",
     "a village at night by Vincent van Gogh": "zorbo in a meadow by vornak",
     512: 64,
     1024: 64,
-    ("PURE_CaptureActivations", 4): 16,  # its batch_size, the only 4 there: small latents leave two cores idle otherwise
+    ("PURE_CaptureActivations", 4): 16,  # its batch_size, the only 4 (for SDXL: 2) there: small latents leave two cores idle otherwise
+    ("PURE_CaptureActivations", 2): 16,
+    ("EmptyLatentImage", 2): 1,
 }
 
 
@@ -48,8 +50,8 @@ def load(name: str) -> dict:
 
 
 def names() -> list[str]:
-    """Of all shipped example workflows: the one that everything starts with, those that capture the same (the host keeps it), the others."""
-    return sorted((path.stem for path in EXAMPLES.glob("*.json")), key=lambda name: (name != "erase_a_character", name.startswith("erase"), name))
+    """Of all shipped example workflows: the one that everything starts with, those that capture the same (the host keeps it for the next), the others."""
+    return sorted((path.stem for path in EXAMPLES.glob("*.json")), key=lambda name: (name != "erase_a_character", *(name == own for own in CAPTURE_THEIR_OWN), name))
 
 
 def substitute(workflow: dict, table: dict = SUBSTITUTIONS) -> dict:
@@ -100,3 +102,12 @@ def to_api(workflow: dict, object_info: dict) -> dict:
 def find(graph: dict, class_type: str) -> list[str]:
     """Ids of the nodes of a type, in order."""
     return [i for i, node in graph.items() if node["class_type"] == class_type]
+
+
+def upstream(graph: dict, node: str) -> dict:
+    """The part of a graph that a node needs, itself included."""
+    kept = {node: graph[node]}
+    for value in graph[node]["inputs"].values():
+        if isinstance(value, list):
+            kept.update(upstream(graph, value[0]))
+    return kept

@@ -12,7 +12,7 @@ from ...pure_core.prompts import Prompts
 from .layers import Layer
 from .recording import Recorder, record, recordable_layers
 from .reporting import Progress, check_cancelled
-from .sampling import Trajectory, encode, encode_all, jobs_of, start_noise
+from .sampling import Trajectory, encode, encode_all, jobs_of, start_noise, texts_of
 
 
 def common_layers(original, edited) -> list[Layer]:
@@ -38,11 +38,10 @@ def measure_leakage(original, edited, clip, concept: Prompts, retain: Prompts, t
         if probes.role != wanted:
             raise PureError(f"The {'concept' if wanted == 'forget' else 'retain'} probes come from a node with the role {probes.role}: swap the two, or set its role to {wanted}.")
     finding, measuring = leakage.split_probes(concept)
-    conditioning = encode_all(clip, concept, retain)
-    jobs = {role: jobs_of(probes, trajectory.latents) for role, probes in (("find", finding), ("concept", measuring), ("retain", retain))}
-    batches = {role: -(-len(part) // trajectory.batch_size) for role, part in jobs.items()}
-    progress = Progress(original, (sum(batches.values()) + batches["concept"] + batches["retain"]) * trajectory.recorded_steps)
+    conditioning = encode_all(clip, texts_of(concept, retain))
+    jobs = {role: jobs_of(texts_of(probes), trajectory.latents) for role, probes in (("find", finding), ("concept", measuring), ("retain", retain))}
     fed: dict[str, list] = {role: [] for role in ("concept", "retain")}
+    progress = Progress(original, (sum(map(len, jobs.values())) + sum(len(jobs[role]) for role in fed)) * trajectory.recorded_steps)
     look = lambda model, part, **feed: record(model, conditioning, part, trajectory, Recorder(layers, RowKeeper, after_output=True), progress, **feed)
     before = {role: look(original, part, keep=fed.get(role)) for role, part in jobs.items()}
     after = {role: look(edited, jobs[role], inputs=fed[role]) for role in fed}

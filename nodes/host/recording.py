@@ -16,17 +16,22 @@ from ...pure_core.moments import MomentsFitter
 from ...pure_core.prompts import Prompts
 from .layers import Layer, cross_attention_layers, fingerprint, refuse_replaced_attention, unet_of
 from .reporting import Progress
-from .sampling import Trajectory, batched, encode_all, jobs_of, sample, start_noise
+from .sampling import Trajectory, batched, encode, encode_all, jobs_of, sample, start_noise, texts_of
 
 BLOCK = 64  # rows that wait on the CPU before the collectors get them: 21 MB for SDXL
+ENCODED = 64  # prompts whose conditionings are held at once: 15 MB for SD 1.5, 39 for SDXL; more would only spare a small GPU a change between CLIP and U-Net
 
 
 def capture(model, clip, prompts: Prompts, trajectory: Trajectory) -> Activations:
     """The moments of every cross-attention layer over prompts x latents x recorded steps; the MODEL is left as it was."""
     layers = recordable_layers(model)
-    jobs = jobs_of(prompts, trajectory.latents)
-    moments = record(model, encode_all(clip, prompts), jobs, trajectory, Recorder(layers))
-    provenance = {**trajectory.__dict__, "role": prompts.role, "concepts": list(prompts.concepts), "prompts": [p for _, p in prompts.pairs],
+    texts, recorder, empty = texts_of(prompts), Recorder(layers), {"": encode(clip, "")}
+    expected = len(texts) * trajectory.latents * trajectory.recorded_steps
+    progress = Progress(model, expected)
+    for part in (texts[i : i + ENCODED] for i in range(0, len(texts), ENCODED)):
+        run(model, encode_all(clip, part, empty), jobs_of(part, trajectory.latents), trajectory, recorder, progress)
+    moments = recorder.results(expected)
+    provenance = {**trajectory.__dict__, "role": prompts.role, "concepts": list(prompts.concepts), "prompts": texts,
                   "context_width": layers[0].context, "fingerprint": fingerprint(model, layers), "model": type(model.model).__name__}
     provenance.pop("batch_size")  # changes nothing of the result
     return Activations(moments, {layer.name: layer.heads for layer in layers}, provenance)
@@ -38,31 +43,34 @@ def recordable_layers(model) -> list[Layer]:
     return cross_attention_layers(model)
 
 
-def record(model, conditioning: dict, jobs: list[tuple[str, int]], trajectory: Trajectory, recorder: Recorder,
-           progress: Progress | None = None, keep: list | None = None, inputs: list[list[torch.Tensor]] | None = None) -> dict:
-    """Runs (prompt, latent) jobs and gives per layer what the recorder's collectors make of its rows.
+def record(model, conditioning: dict, jobs: list[tuple[str, int]], trajectory: Trajectory, recorder: Recorder, progress: Progress, **feed) -> dict:
+    """What the recorder's collectors make of these jobs' rows, per layer; feed: `run`'s keep or inputs."""
+    run(model, conditioning, jobs, trajectory, recorder, progress, **feed)
+    return recorder.results(len(jobs) * trajectory.recorded_steps)
+
+
+def run(model, conditioning: dict, jobs: list[tuple[str, int]], trajectory: Trajectory, recorder: Recorder, progress: Progress,
+        keep: list | None = None, inputs: list[list[torch.Tensor]] | None = None) -> None:
+    """Samples (prompt, latent) jobs while the recorder looks on.
 
     keep: a list that takes, per batch, what the MODEL was fed at each step, on the CPU. inputs: such a list; the MODEL is
     fed the same again instead of following its own trajectory.
     """
     jobs = sorted(jobs, key=lambda job: conditioning[job[0]][0].shape[1])  # one length of conditioning per batch; stable otherwise
     latents = start_noise(model, trajectory.seed, trajectory.latents, trajectory.width, trajectory.height)
-    batches = list(batched(jobs, conditioning, trajectory.batch_size))
-    progress = progress or Progress(model, len(batches) * trajectory.recorded_steps)
     with recorder.attached(unet_of(model)):
-        for i, batch in enumerate(batches):
+        for i, batch in enumerate(batched(jobs, conditioning, trajectory.batch_size)):
             recorder.begin(len(batch))
             if keep is not None:
                 keep.append([])
 
-            def after_step(step, denoised, x, total):
+            def after_step(step, denoised, x, total, size=len(batch)):
                 recorder.collect()
                 if keep is not None:
                     keep[-1].append(x.to("cpu", copy=True))
-                progress.step(denoised)
+                progress.step(denoised, size)
 
             sample(model, conditioning, latents, batch, trajectory, after_step, inputs[i] if inputs else None)
-    return recorder.results(len(jobs) * trajectory.recorded_steps)
 
 
 class Recorder:

@@ -14,16 +14,16 @@ SHOWN_LINES = 6  # of a report on the node itself; the STRING output has all of 
 
 
 class Progress:
-    """The host's progress bar, over U-Net evaluations with latent previews (of a MODEL) or other work (None); answers a cancel at each step."""
+    """The host's progress bar, over samples x steps with latent previews (of a MODEL) or other work (None); answers a cancel at each step."""
 
     def __init__(self, model, total: int):
         self.total, self.done = total, 0
         self._bar = comfy.utils.ProgressBar(total)
         self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format) if model else None
 
-    def step(self, denoised=None) -> None:
-        """One more is done; raises the host's InterruptProcessingException if the user has cancelled."""
-        self.done += 1
+    def step(self, denoised=None, count: int = 1) -> None:
+        """So many more are done; raises the host's InterruptProcessingException if the user has cancelled."""
+        self.done += count
         preview = self._previewer.decode_latent_to_preview_image("JPEG", denoised) if self._previewer else None
         self._bar.update_absolute(self.done, self.total, preview)
         check_cancelled()

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import comfy.sample
 import comfy.samplers
@@ -10,6 +11,7 @@ import torch
 
 from ...pure_core.errors import PureError
 from ...pure_core.prompts import Prompts
+from .reporting import check_cancelled
 
 # Samplers with one evaluation a step and no noise of their own, so that rows are counted and runs repeat.
 SAMPLERS = ("euler", "ddim", "dpmpp_2m", "lms", "ipndm", "ipndm_v", "deis", "res_multistep", "gradient_estimation")
@@ -70,18 +72,27 @@ def offered_schedulers() -> list[str]:
     return list(comfy.samplers.SCHEDULER_NAMES)
 
 
-def jobs_of(prompts: Prompts, latents: int) -> list[tuple[str, int]]:
-    """Every (prompt, latent) pair that a capture runs."""
-    return [(text, j) for _, text in prompts.pairs for j in range(latents)]
+def texts_of(*probes: Prompts) -> list[str]:
+    """Every prompt of them."""
+    return [text for part in probes for _, text in part.pairs]
 
 
-def encode_all(clip, *probes: Prompts) -> dict[str, tuple[torch.Tensor, dict]]:
-    """The conditioning of every distinct prompt, and of the empty one."""
-    return {text: encode(clip, text) for text in dict.fromkeys([*(p for part in probes for _, p in part.pairs), ""])}
+def jobs_of(texts: list[str], latents: int) -> list[tuple[str, int]]:
+    """Every (prompt, latent) pair that is run for these prompts."""
+    return [(text, j) for text in texts for j in range(latents)]
+
+
+def encode_all(clip, texts: list[str], known: dict = MappingProxyType({})) -> dict[str, tuple[torch.Tensor, dict]]:
+    """The conditioning of every distinct prompt, and of the empty one; what is known is not encoded again."""
+    return {text: known[text] if text in known else encode(clip, text) for text in dict.fromkeys([*texts, ""])}
 
 
 def encode(clip, text: str) -> tuple[torch.Tensor, dict]:
-    """The host's conditioning of one prompt: embedding (1, tokens, width) and the rest of its entry (pooled output, ...)."""
+    """The host's conditioning of one prompt: embedding (1, tokens, width) and the rest of its entry (pooled output, ...).
+
+    Raises the host's InterruptProcessingException if the user has cancelled, PureError for a CLIP with hooks.
+    """
+    check_cancelled()
     entries = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     if len(entries) != 1 or entries[0][1].get("hooks") is not None:
         raise PureError("This CLIP carries hooks (a hook LoRA, scheduled or not), which patch the MODEL while it samples: connect the CLIP from before the hooks.")

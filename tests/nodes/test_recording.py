@@ -1,4 +1,6 @@
 """What is recorded is softmax(Q K^T / sqrt(d)) V before to_out, of the conditional half, once per prompt, latent and step."""
+import weakref
+
 import comfy.model_management
 import comfy.samplers
 import pytest
@@ -134,6 +136,35 @@ def test_a_capture_is_its_forward_passes_and_one_transfer_a_step(mini, monkeypat
     assert [sum(evaluated[:6]), sum(evaluated[6:])] == said == [24, 48]  # what the report says it costs
 
 
+def test_more_prompts_than_are_encoded_at_once_give_the_same_and_no_more_is_held(mini, monkeypatch):
+    model, clip = mini[:2]
+    texts, alive, held = [], [], []
+
+    class Watched:
+        tokenize = staticmethod(lambda text: texts.append(text) or clip.tokenize(text))
+
+        @staticmethod
+        def encode_from_tokens_scheduled(tokens):
+            entries = clip.encode_from_tokens_scheduled(tokens)
+            alive.append(weakref.ref(entries[0][0]))
+            return entries
+
+    anchors = prompts("zorbo\nmiplo\ndorrit\ntarnik", templates="{}\na picture of {}")
+    handle = unet_of(model).register_forward_pre_hook(lambda *_: held.append(sum(ref() is not None for ref in alive)))
+    try:
+        whole = capture((model, Watched), anchors)
+        assert max(held) == 9  # control: eight prompts and the empty one
+        held.clear(), texts.clear(), alive.clear()
+        monkeypatch.setattr(recording, "ENCODED", 3)
+        parts = capture((model, Watched), anchors)
+    finally:
+        handle.remove()
+    assert max(held) == 4 and sorted(texts) == sorted(["", *(text for _, text in anchors.pairs)])
+    assert parts.provenance == whole.provenance and parts.count == whole.count
+    for name, m in parts.moments.items():
+        assert (m.second_moment() - whole.moments[name].second_moment()).norm() < 1e-5 * whole.moments[name].second_moment().norm()
+
+
 def test_latent_j_depends_on_seed_and_j_alone(mini):
     one, three = (sampling.start_noise(mini[0], 7, n, 64, 64) for n in (1, 3))
     assert torch.equal(one[0], three[0]) and not torch.equal(three[0], three[1])
@@ -165,7 +196,7 @@ def test_no_hook_is_left_after_success_exception_or_cancel(mini, monkeypatch):
     check()
     assert during[0] == before + 1 + 7  # control: they were there while it ran
 
-    def cancel(self, denoised):
+    def cancel(self, *_):
         comfy.model_management.interrupt_current_processing()
         comfy.model_management.throw_exception_if_processing_interrupted()
 

@@ -9,7 +9,6 @@ from PIL import Image
 
 import workflows
 from browser import faults
-from demo import upstream
 
 PICTURED = ("SaveImage", "PreviewImage", "PURE_BuildBasis", "PURE_MeasureLeakage", "PURE_CompareImages")
 REPORTING = ("PURE_CaptureActivations", "PURE_BuildBasis", "PURE_ApplyProjection", "PURE_MeasureLeakage", "PURE_CompareImages", "PURE_SaveLoRA", "PURE_SaveCheckpoint")
@@ -27,6 +26,7 @@ class Examples:
             graph = workflows.to_api(workflow, self.server.get("/object_info"))
             self.ui.load(workflow, name)
             loaded, kept = self.ui.nodes(), self.ui.saved_again(name)
+            self.ui.fit()
             self.ui.shot(f"{name}-loaded")
             seen = self.ui.run()
             self.ui.fit()
@@ -138,7 +138,7 @@ def test_it_saves_what_its_loader_then_draws(server, base, examples, name, kind,
             graph["reload"] = {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["1", 0], "lora_name": file.name, "strength_model": 1.0}}
         graph["11"]["inputs"]["model"] = ["reload", 0]
         first, second = workflows.find(graph, "SaveImage")  # the original's picture and the edited MODEL's
-        reloaded = server.run(upstream(graph, first))
+        reloaded = server.run(workflows.upstream(graph, first))
         by_the_file, edited = pixels(server, reloaded[first]), pixels(server, one.outputs[second])
         assert np.abs(by_the_file - edited).max() <= 4
     finally:

@@ -16,6 +16,7 @@ from pure_pack.nodes.capture import CaptureActivations, MergeActivations
 from pure_pack.nodes.host import recording, sampling
 from pure_pack.nodes.host.layers import cross_attention_layers
 from pure_pack.nodes.host.patches import effective_weight
+from pure_pack.nodes.host.reporting import Progress
 from pure_pack.nodes.measure import MeasureLeakage
 from pure_pack.nodes.prompts import ConceptPrompts
 from pure_pack.pure_core.activations import Activations
@@ -137,7 +138,9 @@ class Eraser:
             trajectory = sampling.Trajectory(**{k: pooled.provenance[k] for k in sampling.Trajectory.__dataclass_fields__ if k != "batch_size"}, batch_size=self.settings["batch_size"])
             prompts = run(ConceptPrompts, concepts=anchors.lines, role=role, **dict(anchors.inputs))[0]
             layers = recording.recordable_layers(self.model)
-            moments = recording.record(self.model, sampling.encode_all(self.clip, prompts), sampling.jobs_of(prompts, trajectory.latents), trajectory, PerPosition(layers))
+            texts = sampling.texts_of(prompts)
+            jobs, progress = sampling.jobs_of(texts, trajectory.latents), Progress(self.model, trajectory.evaluations(len(texts)))
+            moments = recording.record(self.model, sampling.encode_all(self.clip, texts), jobs, trajectory, PerPosition(layers), progress)
             self._captured[key] = Activations(moments, pooled.heads, pooled.provenance)
         return self._captured[key]
 

@@ -11,7 +11,11 @@ BLOCK = 10  # queues of which the mean is one point of the line: one after the o
 
 
 def soak(_: str) -> dict:
-    """QUEUES different captures, bases and edits through one server: its memory and its speed from first to last."""
+    """QUEUES different captures, bases and edits through one server: its memory and its speed from first to last.
+
+    After each, the host alone draws a picture: what slows the machine slows that too. The history of runs, in which the host
+    keeps every graph and report, is emptied after each, as its web UI's button does.
+    """
     import workflows
     from comfyui_server import Server
     from get_comfyui import Host
@@ -25,21 +29,38 @@ def soak(_: str) -> dict:
         find = lambda kind: [graph[i]["inputs"] for i in workflows.find(graph, kind)]
         for inputs in find("PURE_ConceptPrompts"):
             inputs["templates"] = "a picture of {}"
+            inputs["concepts"] = "\n".join(inputs["concepts"].splitlines()[:1])
         retain = next(inputs for inputs in find("PURE_ConceptPrompts") if inputs["role"] == "retain")
-        status, memory, times = Path(f"/proc/{server.process.pid}/status"), [], []
+        host = workflows.upstream(graph, workflows.find(graph, "PreviewImage")[0])  # by the original MODEL
+        status, memory, times, hosts = Path(f"/proc/{server.process.pid}/status"), [], [], []
         for seed in range(QUEUES):
-            retain["concepts"] = "\n".join(workflows.NEIGHBOURS[seed % 3 : 3 + seed % 3])
+            retain["concepts"] = workflows.NEIGHBOURS[seed % 7]
             for inputs in find("PURE_CaptureActivations"):
                 inputs.update({"steps": 4, "recorded_steps": 2, "seed": seed})
             for inputs in find("KSampler"):
                 inputs.update({"steps": 1, "seed": seed})
-            times.append(meters.timed(server.run, graph)[1])
+            times.append(seconds(server, graph))
+            for inputs in find("KSampler"):
+                inputs.update({"steps": 3, "seed": QUEUES + seed})
+            hosts.append(seconds(server, host))
+            server.post("/history", {"clear": True})
             memory.append(meters.resident(status=status))
-    blocks = range(WARM, QUEUES, BLOCK)
-    means = lambda values: [mean(values[i : i + BLOCK]) for i in blocks]
-    _, grown, grown_error, _ = meters.line(list(blocks), means(memory))
-    _, slower, slower_error, _ = meters.line(list(blocks), means(times))
-    tenth = max(1, QUEUES // 10)
-    return {"rows": [["memory MB", f"{memory[WARM]:.0f}", f"{memory[-1]:.0f}", f"{max(memory):.0f}", f"{1024 * grown:.1f} +- {1024 * grown_error:.1f} KB a queue"],
-                     ["seconds", f"{median(times[WARM : WARM + tenth]):.2f}", f"{median(times[-tenth:]):.2f}", f"{max(times[WARM:]):.2f}", f"{1000 * slower:.2f} +- {1000 * slower_error:.2f} ms a queue"]],
-            "memory": memory, "seconds": times}
+    ratios = [a / b for a, b in zip(times, hosts)]
+    return {"rows": [row("memory, MB", memory, "{:.0f}", 1024, "KB"), row("seconds of a queue", times, "{:.2f}", 1000, "ms"),
+                     row("seconds of the host's own picture", hosts, "{:.2f}", 1000, "ms"), row("the one / the other", ratios, "{:.2f}", 1000, "thousandths")],
+            "memory": memory, "seconds": times, "host's seconds": hosts}
+
+
+def seconds(server, graph: dict) -> float:
+    """How long the server worked on a graph, by its own clock."""
+    entry = server.wait(server.queue(graph))
+    at = {kind: data["timestamp"] for kind, data in entry["status"]["messages"] if "timestamp" in data}
+    return (at["execution_success"] - at["execution_start"]) / 1000
+
+
+def row(what: str, values: list[float], form: str, scale: float, unit: str) -> list[str]:
+    """A table's row: medians of the first and the last tenth after warming up, the highest, and the slope of block means."""
+    starts, tenth = range(WARM, QUEUES, BLOCK), QUEUES // 10
+    _, slope, error, _ = meters.line(list(starts), [mean(values[i : i + BLOCK]) for i in starts])
+    shown = [median(values[WARM : WARM + tenth]), median(values[-tenth:]), max(values[WARM:])]
+    return [what, *map(form.format, shown), f"{scale * slope:.2f} +- {scale * error:.2f} {unit} a queue"]
