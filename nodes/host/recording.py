@@ -64,11 +64,11 @@ def run(model, conditioning: dict, jobs: list[tuple[str, int]], trajectory: Traj
             if keep is not None:
                 keep.append([])
 
-            def after_step(step, denoised, x, total, size=len(batch)):
+            def after_step(step, denoised, x, total):
                 recorder.collect()
                 if keep is not None:
                     keep[-1].append(x.to("cpu", copy=True))
-                progress.step(denoised, size)
+                progress.step(denoised, len(x))
 
             sample(model, conditioning, latents, batch, trajectory, after_step, inputs[i] if inputs else None)
 
