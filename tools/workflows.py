@@ -9,7 +9,7 @@ from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "example_workflows"
 BYPASSED = 4  # a node's `mode`
-CAPTURE_THEIR_OWN = ("erase_a_style", "erase_several_concepts")  # the first of them last
+ORDER = ("erase_a_character", "save_a_checkpoint", "save_as_lora_and_reuse", "measure_and_compare", "erase_with_sdxl")  # each captures what the one before did, and the host still has it
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 ERASED = ("miplo", "blue square creature with an antenna and one big eye", "boxy azure monster with a bobbing antenna and a single eye")
@@ -19,12 +19,11 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     "Pikachu\nyellow mouse creature with pointed ears and red cheeks\nlittle golden rodent with long ears, rosy cheeks and a zigzag tail\nchubby yellow critter with black tipped ears and red round cheeks\nelectric mouse monster with a tail like lightning": "\n".join(ERASED),
     "a happy yellow creature with red cheeks in a meadow\nsmall yellow animal with a jagged tail in a meadow":
         "a funny square blue monster with a single eye and an antenna in a meadow\nboxy azure critter with one big eye and an antenna in a meadow",
-    "Snorlax\nGarfield\nMickey Mouse\nHello Kitty\nWinnie the Pooh": "quistle\nbramby",
+    "Snorlax\nGarfield\nMickey Mouse\nHello Kitty\nWinnie the Pooh": "bramby",
     "a photo of Pikachu in a meadow\na happy yellow creature with red cheeks in a meadow\na photo of Garfield\na photo of a mountain lake":
         "a picture of miplo in a meadow\na picture of bramby",
     "Charizard\nBulbasaur\nSquirtle\nStitch\nTotoro\nDoraemon\nSonic": "\n".join(NEIGHBOURS),
-    "Pikachu\nyellow mouse creature with pointed ears and red cheeks\nTotoro\nbig grey furry creature with a round white belly":
-        "miplo\npelluna",
+    "Pikachu\nyellow mouse creature with pointed ears and red cheeks\nTotoro\nbig grey furry creature with a round white belly": "miplo\npelluna",
     "Charizard\nBulbasaur\nSquirtle\nStitch\nDoraemon\nSonic": "zorbo\nbramby",
     "a photo of Pikachu in a meadow": "a picture of miplo in a meadow",
     "a photo of Totoro in a meadow": "a picture of pelluna in a meadow",
@@ -34,7 +33,7 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     "a photo of R2-D2 in a meadow": "a picture of miplo at night",
     "Vincent van Gogh\nVan Gogh\nthick swirling strokes of oil paint\npost-impressionist swirls in deep blue and yellow": "vornak\nblack and white",
     "a painting by Claude Monet\na painting by Rembrandt\na woodblock print by Hokusai\nan oil painting of a ship\na watercolor of a garden\na photo of a cat\na portrait of a woman\na photo of a city street":
-        "a painting by dottini\na painting by kyrozu\nzorbo by dottini\na picture of zorbo\na picture of miplo\na red circle in a meadow",
+        "a painting by dottini\na painting by kyrozu\nzorbo by dottini\na picture of miplo\na red circle in a meadow",
     "a village at night by Vincent van Gogh": "zorbo in a meadow by vornak",
     512: 64,
     1024: 64,
@@ -50,8 +49,9 @@ def load(name: str) -> dict:
 
 
 def names() -> list[str]:
-    """Of all shipped example workflows: the one that everything starts with, those that capture the same (the host keeps it for the next), the others."""
-    return sorted((path.stem for path in EXAMPLES.glob("*.json")), key=lambda name: (name != "erase_a_character", *(name == own for own in CAPTURE_THEIR_OWN), name))
+    """Of all shipped example workflows: those of ORDER, then those with captures of their own."""
+    found = sorted(path.stem for path in EXAMPLES.glob("*.json"))
+    return sorted(found, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
 
 def substitute(workflow: dict, table: dict = SUBSTITUTIONS) -> dict:
