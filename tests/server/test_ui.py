@@ -174,7 +174,7 @@ def test_the_blueprint_is_found_dropped_in_and_queues_an_edit(site):
 
 
 def test_the_blueprint_runs(server, ui):
-    """What it queues is the same in both frontends, as the test above asks; one run is enough."""
+    """In the host's own frontend; what a newer one queues is looked at above and not run."""
     graph = drop_blueprint(ui)[1]
     ui.run()
     ui.fit()

@@ -26,7 +26,7 @@ from .soak import soak
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 PAIRS = 5
 # kind: latent size in pixels, prompts, recorded steps, dtype, pairs
-SAMPLED = {"mini_sd": (64, 4, 4, "float32", 21), "sd15": (128, 2, 2, "float32", 31), "sdxl": (128, 2, 1, "float16", 9)}
+SAMPLED = {"mini_sd": (64, 8, 5, "float32", 11), "sd15": (128, 2, 2, "float32", 15), "sdxl": (128, 2, 1, "float16", 5)}
 ROWS = 60 * 2 * 10  # prompts, latents, steps
 
 
