@@ -29,7 +29,9 @@ def thumbnail(pictures: list[Path], name: str) -> Image.Image:
     for picture in shown:
         out.paste(picture, (at, 0))
         at += picture.width + GAP
-    ImageDraw.Draw(out).text((out.width / 2, CELL + STRIP / 2), name.replace("_", " ").replace("sdxl", "SDXL").replace("lora", "LoRA"), fill="black", anchor="mm", font=ImageFont.load_default(30))
+    draw, title = ImageDraw.Draw(out), name.replace("_", " ").replace("sdxl", "SDXL").replace("lora", "LoRA")
+    font = next(font for font in map(ImageFont.load_default, range(30, 0, -1)) if draw.textlength(title, font) <= out.width - 2 * GAP)
+    draw.text((out.width / 2, CELL + STRIP / 2), title, fill="black", anchor="mm", font=font)
     return out
 
 

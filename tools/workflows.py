@@ -33,8 +33,9 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     "a photo of R2-D2 in a meadow": "a picture of miplo at night",
     "Vincent van Gogh\nVan Gogh\nthick swirling strokes of oil paint\npost-impressionist swirls in deep blue and yellow": "vornak\nblack and white",
     "a painting by Claude Monet\na painting by Rembrandt\na woodblock print by Hokusai\nan oil painting of a ship\na watercolor of a garden\na photo of a cat\na portrait of a woman\na photo of a city street":
-        "a painting by dottini\na painting by kyrozu\nzorbo by dottini\na picture of miplo\na red circle in a meadow",
+        "a painting by dottini\nzorbo by kyrozu\na picture of miplo\na picture of zorbo in a meadow\na picture of pelluna in a meadow\na red circle in a meadow",
     "a village at night by Vincent van Gogh": "zorbo in a meadow by vornak",
+    ("PURE_ConceptPrompts", ""): "{}\na picture of {}\na painting by {}",  # its templates
     512: 64,
     1024: 64,
     ("PURE_CaptureActivations", 4): 16,  # its batch_size, the only 4 (for SDXL: 2) there: small latents leave two cores idle otherwise

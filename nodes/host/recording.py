@@ -19,7 +19,7 @@ from .reporting import Progress
 from .sampling import Trajectory, batched, encode, encode_all, jobs_of, sample, start_noise, texts_of
 
 BLOCK = 64  # rows that wait on the CPU before the collectors get them: 21 MB for SDXL
-ENCODED = 64  # prompts whose conditionings are held at once: 15 MB for SD 1.5, 39 for SDXL; more would only spare a small GPU a change between CLIP and U-Net
+ENCODED = 32  # prompts whose conditionings are held at once: 8 MB for SD 1.5, 20 for SDXL; more would only spare a small GPU a change between CLIP and U-Net
 
 
 def capture(model, clip, prompts: Prompts, trajectory: Trajectory) -> Activations:

@@ -114,7 +114,7 @@ def test_while_it_runs_a_capture_says_what_is_captured_and_what_it_costs(example
     for i, concept in zip(workflows.find(one.graph, "PURE_CaptureActivations"), ("miplo", "zorbo")):
         text = one.seen["texts"][i][0]
         assert text.startswith("Capturing") and "U-Net evaluations" in text and concept in text
-        assert len([value for node, value, _ in one.seen["steps"] if node == i]) >= 20
+        assert len([value for node, value, _ in one.seen["steps"] if node == i]) >= 10  # each step of a batch
 
 
 @pytest.mark.parametrize("name", workflows.names())
