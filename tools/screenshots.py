@@ -29,6 +29,7 @@ def take(ui: Browser, target: Path, clip: dict | None = None) -> None:
 
 def take_node(ui: Browser, node: str, target: Path) -> None:
     """One node of the graph by its id, as large as it is."""
+    ui.page.wait_for_function("id => app.graph.nodes.find(n => String(n.id) === id).boundingRect[2] > 0", arg=node)  # measured when it is drawn
     x, y, width, height = ui.page.evaluate("""([id, corner]) => {
       const box = Array.from(app.graph.nodes.find(n => String(n.id) === id).boundingRect), at = app.canvas.canvas.getBoundingClientRect();
       app.canvas.deselectAll();

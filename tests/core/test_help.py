@@ -1,5 +1,6 @@
 """Every node has a help page that names each of its inputs and outputs, says what to change when it does not work, and has a picture."""
 import re
+import struct
 
 import pytest
 
@@ -25,3 +26,5 @@ def test_the_node_has_a_page_that_names_its_inputs(node):
     assert not [o for o in outputs if f"`{o}`" not in page]
     assert re.search(r"\*\*[^*]*\?|\*\*If ", page), "what to change when it does not work"
     assert f"(pictures/{node}.png)" in page
+    width, height = struct.unpack(">II", (pack.PROJECT / "web" / "docs" / "pictures" / f"{node}.png").read_bytes()[16:24])  # PNG's header
+    assert width >= 200 and height >= 80, "a picture of the node, not of the empty canvas"
