@@ -59,6 +59,16 @@ def peak(function: Callable, *args) -> tuple:
     return result, resident("VmHWM") - before
 
 
+def give_back_at_once() -> None:
+    """From now on every tensor of 200 kB or more is memory of its own, which goes back to the system when it is freed.
+
+    Without it glibc keeps freed pieces for later, in what order chance has it, and `peak` counts them too. Slower.
+    """
+    m_mmap_threshold = -3  # malloc.h
+    if not ctypes.CDLL(None).mallopt(m_mmap_threshold, 200_000):
+        raise OSError("mallopt refused M_MMAP_THRESHOLD: this needs glibc.")
+
+
 def kept(activations) -> float:
     """MB of the moments that a capture keeps."""
     return sum(m.factor.nbytes + m.ones.nbytes for m in activations.moments.values()) / 2**20

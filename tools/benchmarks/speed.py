@@ -25,6 +25,7 @@ from .soak import soak
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 PAIRS = 5
+COUNTED = (32, 96, 192)  # prompts of which memory is compared; a capture encodes 32 at a time
 # kind: latent size in pixels, prompts, recorded steps, dtype, pairs
 SAMPLED = {"mini_sd": (64, 8, 5, "float32", 11), "sd15": (128, 2, 2, "float32", 15), "sdxl": (128, 2, 1, "float16", 5)}
 ROWS = 60 * 2 * 10  # prompts, latents, steps
@@ -237,7 +238,7 @@ def growth(_: str) -> dict:
     base = Trajectory(10, 2, 1, 0, 1.0, 64, 64, "euler", "normal", 4)
     prompts = lambda n: make_prompts("\n".join(f"picture number {i}" for i in range(n)), "free text", "forget", False)[0]
     capture = lambda n, **changes: recording.capture(model, clip, prompts(n), replace(base, **changes))
-    rows, fits, fitted = [], [], {
+    fits, fitted = [], {
         "prompts": ([8, 16, 24, 32, 48], lambda v: capture(v)),
         "steps": ([1, 2, 4, 6, 8, 10], lambda v: capture(4, recorded_steps=v)),
         "latents": ([1, 2, 3, 4, 6], lambda v: capture(4, latents=v))}
@@ -269,6 +270,10 @@ def growth(_: str) -> dict:
             for what, part in times.items():
                 _, exponent, error, _ = meters.line([math.log(v) for v in grown], [math.log(t) for t in part])
                 made.append([what, label, ", ".join(map(str, grown)), ", ".join(f"{t:.4f}" for t in part), f"{exponent:.2f} +- {error:.2f}"])
+        peaks = lambda: [meters.peak(lambda n=n: meters.kept(capture(n, recorded_steps=1))) for n in COUNTED]
+        as_it_is = peaks()
+        meters.give_back_at_once()  # from here on times would be others
+        rows = [[n, f"{high:.0f}", f"{used:.0f}", f"{kept:.2f}"] for n, (kept, high), (_, used) in zip(COUNTED, as_it_is, peaks())]
     return {"fits": fits, "memory": rows, "basis": made}
 
 
@@ -310,7 +315,7 @@ def written(section: str, results: list) -> dict[str, str]:
         return {"soak": tables.markdown(["", "after warming up", "at the end", "highest", "slope and its standard error"], results[0]["rows"])}
     grown = results[0]
     return {"growth of capture": tables.markdown(["against", "n", "seconds", "fit", "R^2"], grown["fits"]),
-            "memory of capture": tables.markdown(["prompts", "rows a layer", "peak MB", "kept MB"], grown["memory"]),
+            "memory of capture": tables.markdown(["prompts", "peak MB", "peak MB, freed pieces given back at once", "kept MB"], grown["memory"]),
             "growth of basis": tables.markdown(["of", "against", "n", "seconds", "exponent"], grown["basis"])}
 
 
