@@ -27,7 +27,7 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 PAIRS = 5
 COUNTED = (32, 96, 192)  # prompts of which memory is compared; a capture encodes 32 at a time
 # kind: latent size in pixels, prompts, recorded steps, dtype, pairs
-SAMPLED = {"mini_sd": (64, 8, 5, "float32", 11), "sd15": (128, 2, 2, "float32", 15), "sdxl": (128, 2, 1, "float16", 5)}
+SAMPLED = {"mini_sd": (64, 8, 5, "float32", 7), "sd15": (128, 2, 2, "float32", 15), "sdxl": (128, 2, 1, "float16", 9)}
 ROWS = 60 * 2 * 10  # prompts, latents, steps
 
 
@@ -248,10 +248,6 @@ def growth(_: str) -> dict:
             times = best([partial(make, v) for v in values])
             a, b, error, r2 = meters.line(values, times)
             fits.append([name, ", ".join(map(str, values)), ", ".join(f"{t:.2f}" for t in times), f"{a:.3f} + {b:.4f} n (+- {error:.4f})", f"{r2:.4f}"])
-        for n in (25, 100, 300):
-            kept, high = meters.peak(capture, n)
-            rows.append([n, 2 * n, f"{high:.0f}", f"{meters.kept(kept):.2f}"])
-            del kept
         first = cross_attention_layers(model)[0]
         made = []
         for label, shapes in (("layers", [(640, 2), (640, 4), (640, 8), (640, 16)]), ("width", [(160, 8), (320, 8), (640, 8), (1280, 8)])):
