@@ -29,6 +29,7 @@ WATCH = """() => {
   new MutationObserver(() => seen.titles.push(document.title)).observe(document.querySelector('title'), {childList: true});
 }"""
 READY = "!!(window.app?.extensionManager && document.querySelector('[data-testid=queue-button]') && app.graph && LiteGraph.registered_node_types.PURE_BuildBasis && app.extensionManager.workflow.activeWorkflow)"
+DRAWN = "app.graph.nodes.every(n => n.boundingRect[2] > 0)"  # boxes are measured when a node is drawn
 NODES = """() => app.graph.nodes.map(n => ({
   id: String(n.id), type: n.type, title: n.title, box: Array.from(n.boundingRect), errors: !!n.has_errors, registered: n.type in LiteGraph.registered_node_types || !!n.isSubgraphNode?.(),
   pictures: (n.imgs ?? []).filter(i => i.complete && i.naturalWidth).length,
@@ -84,6 +85,7 @@ class Browser:
         """Opens a workflow as the templates dialog does."""
         self.page.evaluate("([w, name]) => app.loadGraphData(w, true, true, name)", [workflow, name])
         self.page.wait_for_timeout(300)
+        self.page.wait_for_function(DRAWN)
 
     def saved_again(self, name: str) -> list[dict]:
         """The graph as Save writes it, and as it is written after that file was opened."""

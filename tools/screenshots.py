@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 import workflows
-from browser import Browser, chromium
+from browser import DRAWN, Browser, chromium
 from comfyui_server import Server
 from get_comfyui import PROJECT, Host
 from mini_sd.layout import install_checkpoint
@@ -29,7 +29,7 @@ def take(ui: Browser, target: Path, clip: dict | None = None) -> None:
 
 def take_node(ui: Browser, node: str, target: Path) -> None:
     """One node of the graph by its id, as large as it is."""
-    ui.page.wait_for_function("id => app.graph.nodes.find(n => String(n.id) === id).boundingRect[2] > 0", arg=node)  # measured when it is drawn
+    ui.page.wait_for_function(DRAWN)
     x, y, width, height = ui.page.evaluate("""([id, corner]) => {
       const box = Array.from(app.graph.nodes.find(n => String(n.id) === id).boundingRect), at = app.canvas.canvas.getBoundingClientRect();
       app.canvas.deselectAll();

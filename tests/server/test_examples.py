@@ -69,6 +69,7 @@ def test_overlaps_are_found():
 def test_it_loads_whole_and_can_be_read(examples, name):
     loaded, ran = examples[name].loaded, examples[name].ran
     assert [n["type"] for n in loaded if not n["registered"] or n["errors"]] == []
+    assert all(n["box"][2] > 0 for n in (*loaded, *ran))  # what is not drawn overlaps nothing
     assert overlaps(loaded) == [] and overlaps(ran) == []
     assert [n["title"] for n in loaded if n["type"] == "MarkdownNote"] == ["Read me"]
     assert faults(examples[name].errors) == []

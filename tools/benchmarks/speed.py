@@ -218,7 +218,7 @@ def files(_: str) -> dict:
 FILES_HEADER = ["file", "MB", "seconds", "floor: copying it once", "/ the host's own checkpoint", "peak of the host's MB", "peak of ours MB"]
 
 
-def best(functions: list, turns: int = 5) -> list[float]:
+def best(functions: list, turns: int = 4) -> list[float]:
     """The shortest time of each, turn by turn: what slows the machine for a while slows all of them."""
     return list(map(min, zip(*([meters.timed(function)[1] for function in functions] for _ in range(turns)))))
 
