@@ -96,7 +96,7 @@ class Browser:
 
     def fit(self) -> None:
         """Shows all of the graph."""
-        self.page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.page.evaluate("(() => { app.canvas.deselectAll(); app.extensionManager.command.execute('Comfy.Canvas.FitView') })()")  # it fits what is selected, if anything is
         self.page.wait_for_timeout(600)
 
     def press_run(self) -> None:
