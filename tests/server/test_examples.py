@@ -1,5 +1,6 @@
 """Every shipped example workflow loads in the web UI, runs as it is by its Run button, and does what its name says."""
 import copy
+import itertools
 import re
 from types import SimpleNamespace
 
@@ -115,7 +116,10 @@ def test_while_it_runs_a_capture_says_what_is_captured_and_what_it_costs(example
     for i, concept in zip(workflows.find(one.graph, "PURE_CaptureActivations"), ("miplo", "zorbo")):
         text = one.seen["texts"][i][0]
         assert text.startswith("Capturing") and "U-Net evaluations" in text and concept in text
-        assert len([value for node, value, _ in one.seen["steps"] if node == i]) >= 10  # each step of a batch
+        done = [0, *(value for node, value, _ in one.seen["steps"] if node == i)]
+        total, batch = next(most for node, _, most in one.seen["steps"] if node == i), one.graph[i]["inputs"]["batch_size"]
+        assert done[-1] == total and f"{total} U-Net evaluations" in text
+        assert len(done) > one.graph[i]["inputs"]["recorded_steps"] and max(b - a for a, b in itertools.pairwise(done)) <= batch  # each step of each batch
 
 
 @pytest.mark.parametrize("name", workflows.names())

@@ -74,6 +74,17 @@ def kept(activations) -> float:
     return sum(m.factor.nbytes + m.ones.nbytes for m in activations.moments.values()) / 2**20
 
 
+def surplus_bound(layers, encoding: int, prompts: float, rows: float) -> float:
+    """MB that a capture may hold beyond the sampler: encodings (bytes of one); rows that wait, and again while they are handed on; of each layer its rows in float32 and in the end their moments in float64; of one layer, while it is compacted, twice its rows in float64."""
+    from pure_pack.nodes.host.recording import BLOCK, ENCODED
+
+    waiting = 2 * BLOCK * sum(4 * layer.width for layer in layers)
+    collected = sum((4 * min(rows, 2 * (layer.width + 1)) + 8 * min(rows, layer.width + 1)) * (layer.width + 1) for layer in layers)
+    d = max(layer.width for layer in layers)
+    compacted = 16 * min(rows, 2 * (d + 1) + BLOCK) * (d + 1)
+    return (min(prompts + 1, ENCODED + 1) * encoding + waiting + collected + compacted) / 2**20
+
+
 def flops(function: Callable[[], object]) -> float:
     """Floating-point operations of the matrix products and convolutions in it (a multiply-add is two), as torch counts them."""
     with FlopCounterMode(display=False) as counter:

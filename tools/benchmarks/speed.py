@@ -57,7 +57,7 @@ def sampling(kind: str) -> dict:
     import torch
     from pure_pack.nodes.host import recording
     from pure_pack.nodes.host import sampling as host_sampling
-    from pure_pack.nodes.host.layers import unet_of
+    from pure_pack.nodes.host.layers import cross_attention_layers, unet_of
     from pure_pack.pure_core.prompts import make_prompts
 
     from benchmarks.erasers import ApplyProjection, BuildBasis, run
@@ -86,8 +86,10 @@ def sampling(kind: str) -> dict:
         drawn = meters.interleaved(bare, lambda: bare(edited), pairs, lambda which: management.load_models_gpu([(model, edited)[which]]))  # putting patches on is not sampling
         work = meters.flops(bare)
         read = pooled_bytes(model, unet_of(model), bare)
+    layers, encoding = cross_attention_layers(model), host_sampling.encode(clip, "")[0].nbytes
+    bounds = [meters.surplus_bound(layers, encoding, *amount) for amount in ((count, count * steps), (math.inf, math.inf))]
     row = [kind, f"{count} prompts x {steps} steps, {size} px, {pairs} pairs", median(capturing[0]), work / meters.product_rate(torch.float32), spread(capturing), f"{read / meters.copy_rate() / median(capturing[0]):.5f}", spread(drawn),
-           f"{max(memory[0::2]):.0f}", f"{max(memory[1::2]):.0f}", f"{meters.kept(forget):.1f}"]
+           f"{max(memory[0::2]):.0f}", f"{max(memory[1::2]):.0f}", f"{meters.kept(forget):.1f}", *(f"{b:.0f}" for b in bounds)]
     return {"row": row, "bare and capture s": capturing, "original and edited s": drawn, "peaks of bare and capture, in turn, MB": memory}
 
 
@@ -105,7 +107,7 @@ def pooled_bytes(model, unet, run) -> float:
     return total[0]
 
 
-SAMPLING_HEADER = ["model", "work", "sampling s", "its floor s", "capture / the same sampling", "floor of the surplus", "edited / original sampling", "peak of sampling MB", "peak of capture MB", "of it kept MB"]
+SAMPLING_HEADER = ["model", "work", "sampling s", "its floor s", "capture / the same sampling", "floor of the surplus", "edited / original sampling", "peak of sampling MB", "peak of capture MB", "of it kept MB", "bound of the surplus MB", "the same of any number of prompts"]
 
 
 def synthetic(layers, directions: int):
