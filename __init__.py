@@ -1,4 +1,5 @@
-"""PURE Concept Unlearning: a ComfyUI node pack that erases a concept from a text-to-image diffusion MODEL in closed form.
+"""PURE Concept Unlearning: a ComfyUI node pack that erases a concept from a text-to-image diffusion MODEL in closed
+form.
 
 Nothing is imported here, so that pure_core can be used where there is no ComfyUI.
 """

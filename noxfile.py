@@ -1,4 +1,5 @@
-"""The project's commands: `nox -s demo`, `nox -s ui`, `nox -s tests`, `nox -s lint`, `nox -s efficacy`, `nox -s families`, `nox -s speed`. They run in the ComfyUI that tools/get_comfyui.py sets up."""
+"""The project's commands; `nox -l` lists them. All but lint and core run in the ComfyUI of tools/get_comfyui.py."""
+
 import json
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import nox
 nox.options.sessions = ["lint", "tests"]
 nox.options.default_venv_backend = "none"
 ROOT = Path(__file__).parent
+PASSIVE = {"OMP_WAIT_POLICY": "passive"}  # OpenMP threads that spin starve shared cores
 
 
 def host_python(session: nox.Session, *options: str) -> str:
@@ -16,10 +18,15 @@ def host_python(session: nox.Session, *options: str) -> str:
     return json.loads((ROOT / ".comfyui" / "host.json").read_text(encoding="utf-8"))["python"]
 
 
+def install(session: nox.Session, *packages: str) -> None:
+    """Installs packages at the versions that the test environment pins."""
+    session.install("-c", "tools/comfyui-requirements.txt", *packages)
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
     """Erases a character in a real ComfyUI server and leaves pictures, numbers and a checkpoint in demo_output/."""
-    session.run(host_python(session), "tools/demo.py", *session.posargs, external=True, env={"OMP_WAIT_POLICY": "passive"})
+    session.run(host_python(session), "tools/demo.py", *session.posargs, external=True, env=PASSIVE)
 
 
 @nox.session
@@ -30,8 +37,28 @@ def ui(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests, with the floor of coverage that pyproject.toml states; arguments after -- go to pytest instead. The web UI's need a Chromium."""
-    session.run(host_python(session, "--tests"), "-m", "pytest", *(session.posargs or ["--cov", "--cov-report=term:skip-covered"]), external=True, env={"OMP_WAIT_POLICY": "passive"})
+    """All tests, with the floor of coverage that pyproject.toml states; arguments after -- go to pytest instead.
+
+    The web UI's tests need a Chromium.
+    """
+    options = session.posargs or ["--cov", "--cov-report=term:skip-covered"]
+    session.run(host_python(session, "--tests"), "-m", "pytest", *options, external=True, env=PASSIVE)
+
+
+@nox.session(venv_backend="venv", reuse_venv=True)
+def lint(session: nox.Session) -> None:
+    """ruff over everything, mypy's strict mode over the mathematics; needs no ComfyUI."""
+    install(session, "ruff", "mypy", "torch", "numpy", "safetensors", "pillow")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+
+
+@nox.session(venv_backend="venv", reuse_venv=True)
+def core(session: nox.Session) -> None:
+    """The tests of the mathematics alone; needs no ComfyUI."""
+    install(session, "pytest", "torch", "numpy", "safetensors", "pillow")
+    session.run("pytest", "tests/core", *session.posargs, env=PASSIVE)
 
 
 @nox.session
@@ -56,12 +83,4 @@ def benchmark(session: nox.Session, name: str) -> None:
     """Runs one of tools/benchmarks and lets it write its tables."""
     python = host_python(session)
     with session.chdir("tools"):
-        session.run(python, "-m", f"benchmarks.{name}", "--write", *session.posargs, external=True, env={"OMP_WAIT_POLICY": "passive"})
-
-
-@nox.session
-def lint(session: nox.Session) -> None:
-    """ruff over everything, mypy's strict mode over the mathematics."""
-    python = host_python(session)
-    session.run(python, "-m", "ruff", "check", ".", external=True)
-    session.run(python, "-m", "mypy", external=True)
+        session.run(python, "-m", f"benchmarks.{name}", "--write", *session.posargs, external=True, env=PASSIVE)

@@ -1,4 +1,5 @@
 """PURE_ApplyProjection."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
@@ -16,19 +17,70 @@ class ApplyProjection(io.ComfyNode):
             display_name="PURE Apply Projection",
             category=sockets.CATEGORY,
             **sockets.found_as(*sockets.ERASE, "concept erasure", "UCE", "CURE", "ESD", "safety"),
-            description="Projects the MODEL's cross-attention weights away from the concept. The input MODEL stays as it is.",
+            description=(
+                "Projects the MODEL's cross-attention weights away from the concept. The input MODEL stays as it is."
+            ),
             inputs=[
-                io.Model.Input("model", tooltip="The MODEL to edit. LoRAs already on it are projected too; LoRAs loaded after this node are not."),
+                io.Model.Input(
+                    "model",
+                    tooltip=(
+                        "The MODEL to edit. LoRAs already on it are projected too; LoRAs loaded after this node are "
+                        "not."
+                    ),
+                ),
                 sockets.Basis.Input("basis", tooltip="From PURE Build Basis."),
-                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.05, tooltip="Leave it at 1: at 0.5 nearly all of the concept is back, at 0.75 most of it (on our toy model). To erase less, raise retain_weight instead. 0 returns the input MODEL."),
-                io.Combo.Input("where", options=list(patches.WHERE), default="values",
-                               tooltip="Which weights are projected. values: those that say what is drawn. keys and values: also those that say where (the paper); on our toy model a little weaker. output: the activation itself, before the output layer."),
-                sockets.advanced(io.Int.Input("iterations", default=DEFAULT_ITERATIONS, min=1, max=MAX_ITERATIONS,
-                                              tooltip="Applies the projection this many times (the paper: once). Energy rule: erases more of what overlaps the retain space, which stays exactly as it was; with a high retain_energy 4 is better on our toy model. Contrast rule: erases more and spares less, as a lower retain_weight does.")),
-                sockets.advanced(io.Combo.Input("layers", options=list(patches.PLACES), default="all", tooltip="Which part of the U-Net is edited.")),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip=(
+                        "Leave it at 1: at 0.5 nearly all of the concept is back, at 0.75 most of it (on our toy "
+                        "model). To erase less, raise retain_weight instead. 0 returns the input MODEL."
+                    ),
+                ),
+                io.Combo.Input(
+                    "where",
+                    options=list(patches.WHERE),
+                    default="values",
+                    tooltip=(
+                        "Which weights are projected. values: those that say what is drawn. keys and values: also "
+                        "those that say where (the paper); on our toy model a little weaker. output: the activation "
+                        "itself, before the output layer."
+                    ),
+                ),
+                sockets.advanced(
+                    io.Int.Input(
+                        "iterations",
+                        default=DEFAULT_ITERATIONS,
+                        min=1,
+                        max=MAX_ITERATIONS,
+                        tooltip=(
+                            "Applies the projection this many times (the paper: once). Energy rule: erases more of "
+                            "what overlaps the retain space, which stays exactly as it was; with a high "
+                            "retain_energy 4 is better on our toy model. Contrast rule: erases more and spares less, "
+                            "as a lower retain_weight does."
+                        ),
+                    )
+                ),
+                sockets.advanced(
+                    io.Combo.Input(
+                        "layers",
+                        options=list(patches.PLACES),
+                        default="all",
+                        tooltip="Which part of the U-Net is edited.",
+                    )
+                ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The edited MODEL, for samplers and savers. Put LoRA loaders before this node: a LoRA after it can bring the concept back."),
+                io.Model.Output(
+                    display_name="model",
+                    tooltip=(
+                        "The edited MODEL, for samplers and savers. Put LoRA loaders before this node: a LoRA after "
+                        "it can bring the concept back."
+                    ),
+                ),
                 io.String.Output(display_name="report", tooltip="What was edited, and warnings."),
             ],
             is_output_node=True,  # so that the host shows the report again when the result comes from its cache
@@ -38,7 +90,10 @@ class ApplyProjection(io.ComfyNode):
     def execute(cls, model, basis, strength, where, iterations, layers) -> io.NodeOutput:
         edited, chosen, warnings = patches.apply_basis(model, basis, strength, where, iterations, layers)
         ranks = [basis.layers[layer.name].rank for layer in chosen]
-        done = f"Projected {where} of {len(chosen)} of {len(basis.layers)} cross-attention layers, ranks {min(ranks)} to {max(ranks)}, strength {strength:g}, iterations {iterations}."
+        done = (
+            f"Projected {where} of {len(chosen)} of {len(basis.layers)} cross-attention layers, ranks {min(ranks)} "
+            f"to {max(ranks)}, strength {strength:g}, iterations {iterations}."
+        )
         if strength == 0:
             done = "Strength 0: the MODEL is the input MODEL."
         else:

@@ -1,4 +1,5 @@
 """PURE_BuildBasis, PURE_SaveBasis and PURE_LoadBasis."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
@@ -20,33 +21,116 @@ class BuildBasis(io.ComfyNode):
             display_name="PURE Build Basis",
             category=sockets.CATEGORY,
             **sockets.found_as(*sockets.ERASE, "UCE", "CURE", "projection"),
-            description="Finds the directions of the forget capture that are to go, spared where the retain capture needs them.",
+            description=(
+                "Finds the directions of the forget capture that are to go, spared where the retain capture needs them."
+            ),
             inputs=[
-                sockets.Activations.Input("forget", tooltip="Capture of what to erase; all its concepts form one joint basis."),
-                sockets.Activations.Input("retain", optional=True, tooltip="Capture of what to keep. Without one, everything that the forget prompts share with the rest goes too."),
-                io.Combo.Input("rule", options=list(RULES), default=DEFAULTS.rule,
-                               tooltip="contrast: ours, least squares between erasing the forget rows and keeping the retain rows. energy: the paper's rule, bases by cumulative energy (advanced inputs); try it with centering none, and with keys and values in PURE Apply Projection. On our toy model contrast spares more of the rest for the same erasure."),
-                sockets.advanced(io.Float.Input("forget_energy", default=DEFAULTS.forget_energy, min=0.0, max=1.0, step=0.0001,
-                                                tooltip="Energy rule: share of the forget rows' energy that is kept in V_F. Very near 1: a concept sits in directions of low energy. Higher erases more.")),
-                sockets.advanced(io.Float.Input("retain_energy", default=DEFAULTS.retain_energy, min=0.0, max=1.0, step=0.0001,
-                                                tooltip="Energy rule: share of the retain rows' energy that is protected. Lower erases more; near 1 nothing is erased.")),
-                io.Float.Input("retain_weight", default=DEFAULTS.retain_weight, min=0.0, max=1000000.0, step=0.1,
-                               tooltip="Contrast rule: how much keeping the retain rows counts against erasing the forget rows. A direction that is this many times stronger in forget goes by half, a stronger one by more. Lower erases more, higher spares more."),
-                io.Combo.Input("centering", options=list(CENTERINGS), default=DEFAULTS.centering,
-                               tooltip="retain mean: what the concept adds to the mean of the retain rows is erased, and not what all pictures share. none: the rows as they are. The paper does not say; on our toy model the energy rule wants none."),
-                io.Combo.Input("structure", options=list(STRUCTURES), default=DEFAULTS.structure, tooltip="One basis per layer (the paper), or one per attention head: on our toy model better for an artist's style, and a little harder on a character's neighbours."),
-                sockets.advanced(io.Int.Input("max_rank", default=DEFAULTS.max_rank, min=0, max=4096, tooltip="At most this many forget directions per layer (or per head). 0: no cap.")),
+                sockets.Activations.Input(
+                    "forget", tooltip="Capture of what to erase; all its concepts form one joint basis."
+                ),
+                sockets.Activations.Input(
+                    "retain",
+                    optional=True,
+                    tooltip=(
+                        "Capture of what to keep. Without one, everything that the forget prompts share with the "
+                        "rest goes too."
+                    ),
+                ),
+                io.Combo.Input(
+                    "rule",
+                    options=list(RULES),
+                    default=DEFAULTS.rule,
+                    tooltip=(
+                        "contrast: ours, least squares between erasing the forget rows and keeping the retain rows. "
+                        "energy: the paper's rule, bases by cumulative energy (advanced inputs); try it with "
+                        "centering none, and with keys and values in PURE Apply Projection. On our toy model "
+                        "contrast spares more of the rest for the same erasure."
+                    ),
+                ),
+                sockets.advanced(
+                    io.Float.Input(
+                        "forget_energy",
+                        default=DEFAULTS.forget_energy,
+                        min=0.0,
+                        max=1.0,
+                        step=0.0001,
+                        tooltip=(
+                            "Energy rule: share of the forget rows' energy that is kept in V_F. Very near 1: a "
+                            "concept sits in directions of low energy. Higher erases more."
+                        ),
+                    )
+                ),
+                sockets.advanced(
+                    io.Float.Input(
+                        "retain_energy",
+                        default=DEFAULTS.retain_energy,
+                        min=0.0,
+                        max=1.0,
+                        step=0.0001,
+                        tooltip=(
+                            "Energy rule: share of the retain rows' energy that is protected. Lower erases more; "
+                            "near 1 nothing is erased."
+                        ),
+                    )
+                ),
+                io.Float.Input(
+                    "retain_weight",
+                    default=DEFAULTS.retain_weight,
+                    min=0.0,
+                    max=1000000.0,
+                    step=0.1,
+                    tooltip=(
+                        "Contrast rule: how much keeping the retain rows counts against erasing the forget rows. A "
+                        "direction that is this many times stronger in forget goes by half, a stronger one by more. "
+                        "Lower erases more, higher spares more."
+                    ),
+                ),
+                io.Combo.Input(
+                    "centering",
+                    options=list(CENTERINGS),
+                    default=DEFAULTS.centering,
+                    tooltip=(
+                        "retain mean: what the concept adds to the mean of the retain rows is erased, and not what "
+                        "all pictures share. none: the rows as they are. The paper does not say; on our toy model "
+                        "the energy rule wants none."
+                    ),
+                ),
+                io.Combo.Input(
+                    "structure",
+                    options=list(STRUCTURES),
+                    default=DEFAULTS.structure,
+                    tooltip=(
+                        "One basis per layer (the paper), or one per attention head: on our toy model better for an "
+                        "artist's style, and a little harder on a character's neighbours."
+                    ),
+                ),
+                sockets.advanced(
+                    io.Int.Input(
+                        "max_rank",
+                        default=DEFAULTS.max_rank,
+                        min=0,
+                        max=4096,
+                        tooltip="At most this many forget directions per layer (or per head). 0: no cap.",
+                    )
+                ),
             ],
             outputs=[
                 sockets.Basis.Output(display_name="basis", tooltip="For PURE Apply Projection."),
-                io.Image.Output(display_name="chart", tooltip="Spectra, ranks, and how far forget and retain are apart in each layer."),
-                io.String.Output(display_name="report", tooltip="Warnings, settings, and rank and strength of each layer."),
+                io.Image.Output(
+                    display_name="chart",
+                    tooltip="Spectra, ranks, and how far forget and retain are apart in each layer.",
+                ),
+                io.String.Output(
+                    display_name="report", tooltip="Warnings, settings, and rank and strength of each layer."
+                ),
             ],
             is_output_node=True,  # so that the host shows the report again when the result comes from its cache
         )
 
     @classmethod
-    def execute(cls, forget, rule, forget_energy, retain_energy, retain_weight, centering, structure, max_rank, retain=None) -> io.NodeOutput:
+    def execute(
+        cls, forget, rule, forget_energy, retain_energy, retain_weight, centering, structure, max_rank, retain=None
+    ) -> io.NodeOutput:
         settings = Settings(rule, forget_energy, retain_energy, retain_weight, centering, structure, max_rank)
         basis, warnings = build_basis(forget, retain, settings, reporting.Progress(None, len(forget.moments)).step)
         chart, text = basis_chart(basis), describe_basis(basis, warnings)
@@ -61,10 +145,20 @@ class SaveBasis(io.ComfyNode):
             display_name="PURE Save Basis",
             category=sockets.CATEGORY,
             **sockets.found_as("save erasure"),
-            description="Saves a basis, so that the erasure can be applied again without a capture: to the same MODEL, or to a fine-tune of it.",
+            description=(
+                "Saves a basis, so that the erasure can be applied again without a capture: to the same MODEL, or to "
+                "a fine-tune of it."
+            ),
             inputs=[
                 sockets.Basis.Input("basis", tooltip="From PURE Build Basis."),
-                io.String.Input("filename_prefix", default="pure/basis", tooltip="Inside ComfyUI's output folder; a number is added and no file is ever overwritten. output/pure is listed by PURE Load Basis."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="pure/basis",
+                    tooltip=(
+                        "Inside ComfyUI's output folder; a number is added and no file is ever overwritten. "
+                        "output/pure is listed by PURE Load Basis."
+                    ),
+                ),
                 io.Boolean.Input("embed_recipe", default=True, tooltip=sockets.RECIPE),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="Where the file is.")],
@@ -74,7 +168,9 @@ class SaveBasis(io.ComfyNode):
     @classmethod
     def execute(cls, basis, filename_prefix, embed_recipe) -> io.NodeOutput:
         target = saving.new_path(filename_prefix)
-        saving.check_room(target, sum(t.nbytes for layer in basis.layers.values() for t in (layer.u, layer.m, layer.v_f, layer.v_r)))
+        saving.check_room(
+            target, sum(t.nbytes for layer in basis.layers.values() for t in (layer.u, layer.m, layer.v_f, layer.v_r))
+        )
         save_basis(basis, target, saving.embeds(embed_recipe))
         text = f"Saved {target.name}, {target.stat().st_size / 2**20:.1f} MB."
         return io.NodeOutput(str(target), ui=reporting.report(text))
@@ -89,7 +185,9 @@ class LoadBasis(io.ComfyNode):
             category=sockets.CATEGORY,
             **sockets.found_as("load erasure"),
             description="Loads a saved basis and checks all of it.",
-            inputs=[io.Combo.Input("name", options=saving.saved_bases(), tooltip="A file of models/pure or output/pure.")],
+            inputs=[
+                io.Combo.Input("name", options=saving.saved_bases(), tooltip="A file of models/pure or output/pure.")
+            ],
             outputs=[
                 sockets.Basis.Output(display_name="basis", tooltip="For PURE Apply Projection."),
                 io.String.Output(display_name="report", tooltip="What it erases, and rank and strength of each layer."),

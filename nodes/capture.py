@@ -1,4 +1,5 @@
 """PURE_CaptureActivations and PURE_MergeActivations."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
@@ -16,29 +17,114 @@ class CaptureActivations(io.ComfyNode):
             display_name="PURE Capture Activations",
             category=sockets.CATEGORY,
             **sockets.found_as(*sockets.ERASE, "record activations", "cross-attention"),
-            description="Samples the prompts for a few steps and records what the MODEL's cross-attention renders for them. The MODEL is not changed.",
+            description=(
+                "Samples the prompts for a few steps and records what the MODEL's cross-attention renders for them. "
+                "The MODEL is not changed."
+            ),
             inputs=[
-                io.Model.Input("model", tooltip="The MODEL to erase from. LoRAs already on it are part of what is recorded."),
+                io.Model.Input(
+                    "model", tooltip="The MODEL to erase from. LoRAs already on it are part of what is recorded."
+                ),
                 io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint; each prompt is encoded once."),
                 sockets.Prompts.Input("prompts", tooltip="From PURE Concept Prompts."),
-                io.Int.Input("steps", default=10, min=1, max=1000,
-                             tooltip="Length of the denoising schedule. The paper says only 'a short denoising trajectory'; this default is ours."),
-                io.Int.Input("recorded_steps", default=10, min=1, max=1000,
-                             tooltip="How many of its first steps are run and recorded; the rest is not run. Fewer is faster and sees coarse shapes only."),
-                io.Int.Input("latents", default=1, min=1, max=64,
-                             tooltip="Different noises per prompt, the same ones for every prompt. More is steadier and slower."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, tooltip="Of the noises. The same seed gives the same basis."),
-                io.Float.Input("cfg", default=1.0, min=0.0, max=30.0, step=0.5,
-                               tooltip="Guidance while recording. 1 runs only the conditional half and is twice as fast; only that half is ever recorded."),
-                io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Of the pictures that the trajectory would draw. The size the MODEL was trained for is best, smaller is faster."),
-                io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Of the pictures that the trajectory would draw."),
-                sockets.advanced(io.Combo.Input("sampler_name", options=sampling.offered_samplers(), default="euler",
-                                                tooltip="Samplers that draw noise, adapt their steps or evaluate twice a step are not offered: their rows do not repeat.")),
-                sockets.advanced(io.Combo.Input("scheduler", options=sampling.offered_schedulers(), default="normal", tooltip="How the noise levels of the schedule are spaced.")),
-                sockets.advanced(io.Int.Input("batch_size", default=4, min=1, max=64, tooltip="How many prompts and noises run at once. Changes speed and memory, not the result.")),
+                io.Int.Input(
+                    "steps",
+                    default=10,
+                    min=1,
+                    max=1000,
+                    tooltip=(
+                        "Length of the denoising schedule. The paper says only 'a short denoising trajectory'; this "
+                        "default is ours."
+                    ),
+                ),
+                io.Int.Input(
+                    "recorded_steps",
+                    default=10,
+                    min=1,
+                    max=1000,
+                    tooltip=(
+                        "How many of its first steps are run and recorded; the rest is not run. Fewer is faster and "
+                        "sees coarse shapes only."
+                    ),
+                ),
+                io.Int.Input(
+                    "latents",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="Different noises per prompt, the same ones for every prompt. More is steadier and slower.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Of the noises. The same seed gives the same basis.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.5,
+                    tooltip=(
+                        "Guidance while recording. 1 runs only the conditional half and is twice as fast; only that "
+                        "half is ever recorded."
+                    ),
+                ),
+                io.Int.Input(
+                    "width",
+                    default=512,
+                    min=16,
+                    max=16384,
+                    step=8,
+                    tooltip=(
+                        "Of the pictures that the trajectory would draw. The size the MODEL was trained for is best, "
+                        "smaller is faster."
+                    ),
+                ),
+                io.Int.Input(
+                    "height",
+                    default=512,
+                    min=16,
+                    max=16384,
+                    step=8,
+                    tooltip="Of the pictures that the trajectory would draw.",
+                ),
+                sockets.advanced(
+                    io.Combo.Input(
+                        "sampler_name",
+                        options=sampling.offered_samplers(),
+                        default="euler",
+                        tooltip=(
+                            "Samplers that draw noise, adapt their steps or evaluate twice a step are not offered: "
+                            "their rows do not repeat."
+                        ),
+                    )
+                ),
+                sockets.advanced(
+                    io.Combo.Input(
+                        "scheduler",
+                        options=sampling.offered_schedulers(),
+                        default="normal",
+                        tooltip="How the noise levels of the schedule are spaced.",
+                    )
+                ),
+                sockets.advanced(
+                    io.Int.Input(
+                        "batch_size",
+                        default=4,
+                        min=1,
+                        max=64,
+                        tooltip="How many prompts and noises run at once. Changes speed and memory, not the result.",
+                    )
+                ),
             ],
             outputs=[
-                sockets.Activations.Output(display_name="activations", tooltip="Moments of every cross-attention layer, for PURE Build Basis."),
+                sockets.Activations.Output(
+                    display_name="activations", tooltip="Moments of every cross-attention layer, for PURE Build Basis."
+                ),
                 io.String.Output(display_name="report", tooltip="What was captured and what it cost."),
             ],
             hidden=[io.Hidden.unique_id],
@@ -46,13 +132,33 @@ class CaptureActivations(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, prompts, steps, recorded_steps, latents, seed, cfg, width, height, sampler_name, scheduler, batch_size) -> io.NodeOutput:
-        trajectory = sampling.Trajectory(steps, recorded_steps, latents, seed, cfg, width, height, sampler_name, scheduler, batch_size)
+    def execute(
+        cls,
+        model,
+        clip,
+        prompts,
+        steps,
+        recorded_steps,
+        latents,
+        seed,
+        cfg,
+        width,
+        height,
+        sampler_name,
+        scheduler,
+        batch_size,
+    ) -> io.NodeOutput:
+        trajectory = sampling.Trajectory(
+            steps, recorded_steps, latents, seed, cfg, width, height, sampler_name, scheduler, batch_size
+        )
         cost = f"{trajectory.evaluations(len(prompts.pairs))} U-Net evaluations"
         what = f"{len(prompts.pairs)} {prompts.role} prompts x {latents} latents x {recorded_steps} steps"
         reporting.show(f"Capturing {what}: {cost}\n{reporting.shortened(prompts.concepts)}", cls.hidden.unique_id)
         activations = recording.capture(model, clip, prompts, trajectory)
-        report = f"Captured {what}: {activations.count} rows in each of {len(activations.moments)} cross-attention layers, {cost}.\nConcepts: {', '.join(prompts.concepts)}"
+        report = (
+            f"Captured {what}: {activations.count} rows in each of {len(activations.moments)} cross-attention "
+            f"layers, {cost}.\nConcepts: {', '.join(prompts.concepts)}"
+        )
         return io.NodeOutput(activations, report, ui=reporting.report(report))
 
 
@@ -67,7 +173,10 @@ class MergeActivations(io.ComfyNode):
             description="Joins two captures of the same role, as if all their prompts had been captured at once.",
             inputs=[
                 sockets.Activations.Input("activations_a", tooltip="A capture."),
-                sockets.Activations.Input("activations_b", tooltip="Another one: same MODEL, role, steps, latents, seed, sampler, cfg and size."),
+                sockets.Activations.Input(
+                    "activations_b",
+                    tooltip="Another one: same MODEL, role, steps, latents, seed, sampler, cfg and size.",
+                ),
             ],
             outputs=[sockets.Activations.Output(display_name="activations", tooltip="Both together.")],
         )

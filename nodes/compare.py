@@ -1,4 +1,5 @@
 """PURE_CompareImages."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
@@ -23,13 +24,29 @@ class CompareImages(io.ComfyNode):
                 io.Model.Input("edited", tooltip="The MODEL after it."),
                 io.Clip.Input("clip", tooltip="The CLIP of the checkpoint."),
                 io.Vae.Input("vae", tooltip="The VAE of the checkpoint."),
-                sockets.Prompts.Input("prompts", tooltip="What to draw, one picture before and one after for each. Preset free text takes whole prompts."),
+                sockets.Prompts.Input(
+                    "prompts",
+                    tooltip=(
+                        "What to draw, one picture before and one after for each. Preset free text takes whole prompts."
+                    ),
+                ),
                 io.String.Input("negative", default="", multiline=True, tooltip="The negative prompt of both."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Of every picture: KSampler with this seed gives the same."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Of every picture: KSampler with this seed gives the same.",
+                ),
                 io.Int.Input("steps", default=20, min=1, max=10000, tooltip="As in KSampler."),
                 io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="As in KSampler."),
-                io.Combo.Input("sampler_name", options=sampling.all_samplers(), default="euler", tooltip="As in KSampler."),
-                io.Combo.Input("scheduler", options=sampling.offered_schedulers(), default="normal", tooltip="As in KSampler."),
+                io.Combo.Input(
+                    "sampler_name", options=sampling.all_samplers(), default="euler", tooltip="As in KSampler."
+                ),
+                io.Combo.Input(
+                    "scheduler", options=sampling.offered_schedulers(), default="normal", tooltip="As in KSampler."
+                ),
                 io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Of the pictures."),
                 io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Of the pictures."),
                 io.Int.Input("columns", default=4, min=1, max=64, tooltip="Prompts per row of the grid."),
@@ -44,12 +61,40 @@ class CompareImages(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, original, edited, clip, vae, prompts, negative, seed, steps, cfg, sampler_name, scheduler, width, height, columns) -> io.NodeOutput:
+    def execute(
+        cls,
+        original,
+        edited,
+        clip,
+        vae,
+        prompts,
+        negative,
+        seed,
+        steps,
+        cfg,
+        sampler_name,
+        scheduler,
+        width,
+        height,
+        columns,
+    ) -> io.NodeOutput:
         sampling.check_listed("sampler_name", sampler_name, sampling.all_samplers())
         sampling.check_listed("scheduler", scheduler, sampling.offered_schedulers())
         texts = [text for _, text in prompts.pairs]
-        cost = f"{sampling.evaluations(2 * len(texts) * steps, cfg)} U-Net evaluations (more with samplers that evaluate twice a step)"
-        reporting.show(f"Drawing {len(texts)} prompts with each MODEL, {steps} steps each: {cost}", cls.hidden.unique_id)
-        before, after = draw_pairs(original, edited, clip, vae, texts, negative, seed, steps, cfg, sampler_name, scheduler, width, height)
+        cost = (
+            f"{sampling.evaluations(2 * len(texts) * steps, cfg)} U-Net evaluations (more with samplers that "
+            "evaluate twice a step)"
+        )
+        reporting.show(
+            f"Drawing {len(texts)} prompts with each MODEL, {steps} steps each: {cost}", cls.hidden.unique_id
+        )
+        before, after = draw_pairs(
+            original, edited, clip, vae, texts, negative, seed, steps, cfg, sampler_name, scheduler, width, height
+        )
         grid = comparison_grid(before, after, texts, columns)
-        return io.NodeOutput(grid, before, after, ui=reporting.report(f"{len(texts)} prompts, seed {seed}: before above after; {cost}.", (), grid, cls))
+        return io.NodeOutput(
+            grid,
+            before,
+            after,
+            ui=reporting.report(f"{len(texts)} prompts, seed {seed}: before above after; {cost}.", (), grid, cls),
+        )

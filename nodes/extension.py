@@ -1,4 +1,5 @@
 """Lists the nodes for ComfyUI."""
+
 from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
@@ -18,5 +19,16 @@ class PureExtension(ComfyExtension):
         register_folder()  # the one registration there is; before the lists of files are asked for
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ConceptPrompts, CaptureActivations, MergeActivations, BuildBasis, SaveBasis, LoadBasis, ApplyProjection,
-                MeasureLeakage, CompareImages, SaveLoRA, SaveCheckpoint]
+        return [
+            ConceptPrompts,
+            CaptureActivations,
+            MergeActivations,
+            BuildBasis,
+            SaveBasis,
+            LoadBasis,
+            ApplyProjection,
+            MeasureLeakage,
+            CompareImages,
+            SaveLoRA,
+            SaveCheckpoint,
+        ]

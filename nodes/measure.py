@@ -1,4 +1,5 @@
 """PURE_MeasureLeakage."""
+
 from __future__ import annotations
 
 import json
@@ -20,17 +21,64 @@ class MeasureLeakage(io.ComfyNode):
             display_name="PURE Measure Leakage",
             category=sockets.CATEGORY,
             **sockets.found_as("erasure score", "evaluate unlearning"),
-            description="Puts a number on an edit: how much of the concept the edited MODEL still renders, and how far the rest moved. It does not look at the basis that made the edit.",
+            description=(
+                "Puts a number on an edit: how much of the concept the edited MODEL still renders, and how far the "
+                "rest moved. It does not look at the basis that made the edit."
+            ),
             inputs=[
                 io.Model.Input("original", tooltip="The MODEL before the edit."),
-                io.Model.Input("edited", tooltip="The same MODEL after PURE Apply Projection, or any other edit of it."),
+                io.Model.Input(
+                    "edited", tooltip="The same MODEL after PURE Apply Projection, or any other edit of it."
+                ),
                 io.Clip.Input("clip", tooltip="The CLIP of the checkpoint."),
-                sockets.Prompts.Input("concept_probes", tooltip="The concept in other words than those it was erased with: two prompts or more. Half of them finds where the concept shows, the other half is measured."),
-                sockets.Prompts.Input("retain_probes", tooltip="What should have stayed: neighbours, best ones that were not in the retain list, and the empty prompt."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, tooltip="Of the noise. Another one than the capture's makes the measure harder to please."),
-                io.Int.Input("steps", default=10, min=1, max=1000, tooltip="Length of the denoising schedule; all of it is run, with the original MODEL, and the edited MODEL sees the same noisy latents."),
-                io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Of the pictures that the trajectory would draw."),
-                io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Of the pictures that the trajectory would draw."),
+                sockets.Prompts.Input(
+                    "concept_probes",
+                    tooltip=(
+                        "The concept in other words than those it was erased with: two prompts or more. Half of them "
+                        "finds where the concept shows, the other half is measured."
+                    ),
+                ),
+                sockets.Prompts.Input(
+                    "retain_probes",
+                    tooltip=(
+                        "What should have stayed: neighbours, best ones that were not in the retain list, and the "
+                        "empty prompt."
+                    ),
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Of the noise. Another one than the capture's makes the measure harder to please.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=10,
+                    min=1,
+                    max=1000,
+                    tooltip=(
+                        "Length of the denoising schedule; all of it is run, with the original MODEL, and the edited "
+                        "MODEL sees the same noisy latents."
+                    ),
+                ),
+                io.Int.Input(
+                    "width",
+                    default=512,
+                    min=16,
+                    max=16384,
+                    step=8,
+                    tooltip="Of the pictures that the trajectory would draw.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=512,
+                    min=16,
+                    max=16384,
+                    step=8,
+                    tooltip="Of the pictures that the trajectory would draw.",
+                ),
             ],
             outputs=[
                 io.String.Output(display_name="report", tooltip="One sentence, then a line per layer."),
@@ -42,10 +90,21 @@ class MeasureLeakage(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, original, edited, clip, concept_probes, retain_probes, seed, steps, width, height) -> io.NodeOutput:
+    def execute(
+        cls, original, edited, clip, concept_probes, retain_probes, seed, steps, width, height
+    ) -> io.NodeOutput:
         trajectory = sampling.Trajectory(steps, steps, 1, seed, 1.0, width, height, "euler", "normal", 4)
         cost = f"{evaluations(concept_probes, retain_probes, trajectory)} U-Net evaluations"
-        reporting.show(f"Measuring {len(concept_probes.pairs)} concept probes and {len(retain_probes.pairs)} retain probes with both MODELs: {cost}", cls.hidden.unique_id)
+        reporting.show(
+            (
+                f"Measuring {len(concept_probes.pairs)} concept probes and {len(retain_probes.pairs)} retain probes "
+                f"with both MODELs: {cost}"
+            ),
+            cls.hidden.unique_id,
+        )
         layers = measure_leakage(original, edited, clip, concept_probes, retain_probes, trajectory)
-        text, chart = f"{describe_leakage(layers, concept_probes.concepts, retain_probes.concepts)}\n{cost}.", leakage_chart(layers, concept_probes.concepts)
+        text, chart = (
+            f"{describe_leakage(layers, concept_probes.concepts, retain_probes.concepts)}\n{cost}.",
+            leakage_chart(layers, concept_probes.concepts),
+        )
         return io.NodeOutput(text, json.dumps(as_numbers(layers)), chart, ui=reporting.report(text, (), chart, cls))

@@ -1,4 +1,5 @@
 """What flows between the nodes, and small helpers of their schemas."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -10,8 +11,12 @@ Prompts = io.Custom("PURE_PROMPTS")  # pure_core.prompts.Prompts
 Activations = io.Custom("PURE_ACTIVATIONS")  # pure_core.activations.Activations
 Basis = io.Custom("PURE_BASIS")  # pure_core.projection.ConceptBasis
 ERASE = ("unlearn", "erase concept", "forget concept", "remove concept")  # what people search for
-RECIPE = ("Writes the prompts, settings and seed that made the edit into the file, so that it can be repeated. Anyone who has the file can read there what was erased. "
-          "Off, or with ComfyUI's --disable-metadata, no prompts and settings are written; the file's name always is, so choose a neutral one.")
+RECIPE = (
+    "Writes the prompts, settings and seed that made the edit into the file, so that it can be repeated. Anyone "
+    "who has the file can read there what was erased. "
+    "Off, or with ComfyUI's --disable-metadata, no prompts and settings are written; the file's name always is, "
+    "so choose a neutral one."
+)
 
 
 def advanced(widget: io.Input) -> io.Input:
@@ -21,6 +26,9 @@ def advanced(widget: io.Input) -> io.Input:
 
 
 def found_as(*words: str) -> dict:
-    """The schema argument that lets the frontend's search find a node by other words; nothing where the host does not know it (0.3.75 does not)."""
+    """The schema argument that lets the frontend's search find a node by other words.
+
+    Nothing where the host does not know it (0.3.75 does not).
+    """
     known = any(field.name == "search_aliases" for field in dataclasses.fields(io.Schema))
     return {"search_aliases": list(words)} if known else {}

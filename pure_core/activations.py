@@ -1,4 +1,5 @@
 """What a capture knows: the moments of every cross-attention layer, and how they came about."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -9,7 +10,18 @@ from .moments import Moments, merge
 
 Shape = tuple[object, ...]  # of a layer: (width, heads, ...)
 # What must be equal for two captures to be merged: rows of other trajectories are other data.
-SAME_TO_MERGE = ("steps", "recorded_steps", "sampler_name", "scheduler", "cfg", "width", "height", "seed", "latents", "fingerprint")
+SAME_TO_MERGE = (
+    "steps",
+    "recorded_steps",
+    "sampler_name",
+    "scheduler",
+    "cfg",
+    "width",
+    "height",
+    "seed",
+    "latents",
+    "fingerprint",
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,10 @@ def layer_difference(a: dict[str, Shape], b: dict[str, Shape], name_a: str, name
         return None
     missing = [n for n in (*a, *b) if n not in a or n not in b]
     if missing:
-        return f"{name_a} has {len(a)} cross-attention layers and {name_b} has {len(b)}; the first that only one has is {missing[0]}"
+        return (
+            f"{name_a} has {len(a)} cross-attention layers and {name_b} has {len(b)}; the first that only one has is "
+            f"{missing[0]}"
+        )
     first = next(n for n in a if a[n] != b[n])
     return f"layer {first} is (width, heads, context) {a[first]} in {name_a} and {b[first]} in {name_b}"
 
@@ -52,9 +67,15 @@ def merge_activations(a: Activations, b: Activations) -> Activations:
     for key in SAME_TO_MERGE:
         if a.provenance.get(key) != b.provenance.get(key):
             what = "the weights" if key == "fingerprint" else key
-            raise PureError(f"These captures differ in {what} ({a.provenance.get(key)} and {b.provenance.get(key)}): capture both with the same settings.")
+            raise PureError(
+                f"These captures differ in {what} ({a.provenance.get(key)} and {b.provenance.get(key)}): capture "
+                "both with the same settings."
+            )
     if a.provenance.get("role") != b.provenance.get("role"):
-        raise PureError(f"activations_a has the role {a.provenance.get('role')} and activations_b {b.provenance.get('role')}: merge captures of one role only.")
+        raise PureError(
+            f"activations_a has the role {a.provenance.get('role')} and activations_b "
+            f"{b.provenance.get('role')}: merge captures of one role only."
+        )
     joined = {k: [*a.provenance.get(k, []), *b.provenance.get(k, [])] for k in ("concepts", "prompts")}
     joined["concepts"] = list(dict.fromkeys(joined["concepts"]))
     return Activations({n: merge(m, b.moments[n]) for n, m in a.moments.items()}, a.heads, {**a.provenance, **joined})

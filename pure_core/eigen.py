@@ -1,9 +1,11 @@
-"""The leading eigenpairs of a Gram matrix, as many as a cut asks for, and the directions of a matrix from them. Float64; two runs are equal bit by bit.
+"""The leading eigenpairs of a Gram matrix, as many as a cut asks for, and the directions of a matrix from them.
+Float64; two runs are equal bit by bit.
 
-An edit needs a few dozen of a layer's thousand directions. A whole eigendecomposition spends nearly all of its time on the
-others, so the leading ones are found in a block Krylov space (Golub and Underwood 1977; Musco and Musco 2015), proved to be
-the leading ones, and a whole decomposition is made only where that does not work out soon.
+An edit needs a few dozen of a layer's thousand directions. A whole eigendecomposition spends nearly all of its time on
+the others, so the leading ones are found in a block Krylov space (Golub and Underwood 1977; Musco and Musco 2015),
+proved to be the leading ones, and a whole decomposition is made only where that does not work out soon.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -11,16 +13,24 @@ from collections.abc import Callable
 import torch
 
 Tensor = torch.Tensor
-Cut = Callable[[Tensor, float], int]  # leading eigenvalues, falling, and the sum of all -> how many are kept; all that it was given where the cut may lie behind them
+Cut = Callable[
+    [Tensor, float], int
+    # leading eigenvalues, falling, and the sum of all -> how many are kept; all that it was given where the cut may lie
+    # behind them
+]
 
 BLOCK, STRIDE = 16, 4  # vectors that the Krylov space grows by, and how often between two looks
 WHOLE = 256  # up to this size a whole decomposition is as fast
 MOST = 0.35  # share of the size up to which the space grows before the whole decomposition is the faster one
 CONVERGED = 1e-14  # residual of a pair, of the largest eigenvalue: what is left by a whole decomposition too
-PROVED = 1e-11  # of the largest eigenvalue: by so much the last pair may be surpassed by one that was missed; well above a Cholesky factor's rounding
+# of the largest eigenvalue: by so much the last pair may be surpassed by one that was missed; well above a Cholesky
+# factor's rounding
+PROVED = 1e-11
 VISIBLE = 1e-3  # relative error of a value that is only looked at
 ZERO = 1e-12  # singular values below this share of the largest are rounding
-GRAM_ZERO = 1e-7  # the same of those from a Gram matrix, which squares them; and squared ones above it keep eight digits
+GRAM_ZERO = (
+    1e-7  # the same of those from a Gram matrix, which squares them; and squared ones above it keep eight digits
+)
 
 
 def smaller_gram(a: Tensor) -> Tensor:
@@ -42,11 +52,12 @@ def whole_pairs(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def krylov_pairs(gram: Tensor, cut: Cut) -> tuple[Tensor, Tensor] | None:
-    """The leading eigenvalues of a positive semidefinite matrix, and eigenvectors of those that the cut keeps and of the next; None where they are too many.
+    """The leading eigenvalues of a positive semidefinite matrix, and eigenvectors of those that the cut keeps and of
+    the next; None where they are too many.
 
-    Rayleigh and Ritz in the space of X, G X, G G X, ...; a pair counts when |G y - theta y| <= CONVERGED theta_1. That none
-    was missed is proved: theta I - (G - Y diag(theta) Y^T), theta PROVED theta_1 above the last of them, has a Cholesky factor. Values
-    behind the cut, for charts, are given as far as they have VISIBLE digits.
+    Rayleigh and Ritz in the space of X, G X, G G X, ...; a pair counts when |G y - theta y| <= CONVERGED theta_1. That
+    none was missed is proved: theta I - (G - Y diag(theta) Y^T), theta PROVED theta_1 above the last of them, has a
+    Cholesky factor. Values behind the cut, for charts, are given as far as they have VISIBLE digits.
     """
     n, total = gram.shape[0], float(gram.trace())
     basis, image = gram[:, :0], gram[:, :0]
@@ -69,17 +80,19 @@ def krylov_pairs(gram: Tensor, cut: Cut) -> tuple[Tensor, Tensor] | None:
 
 
 def is_all_above(gram: Tensor, theta: Tensor, y: Tensor) -> bool:
-    """Whether a positive semidefinite matrix has no eigenvalue above the last of theta (k,), falling, by PROVED but these, with the eigenvectors y (n, k)."""
+    """Whether a positive semidefinite matrix has no eigenvalue above the last of theta (k,), falling, by PROVED but
+    these, with the eigenvectors y (n, k)."""
     rest = (y * theta) @ y.T - gram
     rest.diagonal().add_(theta[-1] + PROVED * theta[0])
     return int(torch.linalg.cholesky_ex(rest).info) == 0
 
 
 def left_directions(a: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
-    """Singular values s of a (d, n) matrix, falling, and the left-singular vectors (d, k) of those that the cut of s^2 keeps.
+    """Singular values s of a (d, n) matrix, falling, and the left-singular vectors (d, k) of those that the cut of s^2
+    keeps.
 
-    Of a large matrix the values end soon after the cut. From the Gram matrix of the cheaper side, where its rounding (1e-16
-    of the largest s^2) leaves all that is kept eight digits; otherwise from a singular value decomposition.
+    Of a large matrix the values end soon after the cut. From the Gram matrix of the cheaper side, where its rounding
+    (1e-16 of the largest s^2) leaves all that is kept eight digits; otherwise from a singular value decomposition.
     """
     gram = smaller_gram(a)
     total = float(gram.trace())

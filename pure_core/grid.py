@@ -1,4 +1,5 @@
 """Pictures before and after an edit, side by side."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -11,9 +12,11 @@ MARGIN = 8
 
 
 def comparison_grid(before: torch.Tensor, after: torch.Tensor, prompts: list[str], columns: int) -> torch.Tensor:
-    """(1, H, W, 3) float32: per prompt the picture before above the picture after, its text below; `columns` prompts a row.
+    """(1, H, W, 3) float32: per prompt the picture before above the picture after, its text below; `columns` prompts a
+    row.
 
-    before, after: (n, h, w, 3) in 0..1. Small pictures are enlarged by a whole factor without smoothing, so that text has room.
+    before, after: (n, h, w, 3) in 0..1. Small pictures are enlarged by a whole factor without smoothing, so that text
+    has room.
     """
     n, height, width, _ = before.shape
     factor = max(1, -(-256 // width))
@@ -31,7 +34,13 @@ def comparison_grid(before: torch.Tensor, after: torch.Tensor, prompts: list[str
             picture = Image.fromarray((pictures[i].clamp(0, 1).cpu().numpy() * 255).round().astype(np.uint8))
             image.paste(picture.resize((cell_w, cell_h), Image.Resampling.NEAREST), (x, y + k * (cell_h + MARGIN)))
             if i % columns == 0:
-                draw.text((MARGIN, y + k * (cell_h + MARGIN) + cell_h // 2), ("before", "after")[k], fill=INK, font=font(text), anchor="lm")
+                draw.text(
+                    (MARGIN, y + k * (cell_h + MARGIN) + cell_h // 2),
+                    ("before", "after")[k],
+                    fill=INK,
+                    font=font(text),
+                    anchor="lm",
+                )
         for line, part in enumerate(_wrap(prompt or "(empty prompt)", cell_w, text)):
             draw.text((x, y + 2 * cell_h + MARGIN + 4 + line * (text + 4)), part, fill=INK, font=font(text))
     return pixels(image)

@@ -1,4 +1,5 @@
 """An edit as an ordinary LoRA: exact factors of W_edited - W, and the tensors of a LoRA file."""
+
 from __future__ import annotations
 
 import torch
@@ -29,7 +30,10 @@ def join_factors(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product with each direction's two halves of about equal size (powers of two: exact), so that fp16 holds both."""
+    """The same product with each direction's two halves of about equal size (powers of two.
+
+    Exact), so that fp16 holds both.
+    """
     ratio = down.norm(dim=1) / up.norm(dim=0).clamp(min=torch.finfo(up.dtype).tiny)
     scale = torch.exp2(torch.log2(ratio.clamp(min=2.0**-60, max=2.0**60)).div(2).round())
     return up * scale, down / scale[:, None]
@@ -43,4 +47,8 @@ def lora_tensors(name: str, up: Tensor, down: Tensor, dtype: str) -> dict[str, T
     up, down = (t.to(DTYPES[dtype]).contiguous() for t in balance(up, down))
     if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
         raise PureError(f"{name} does not fit into {dtype}: save the LoRA in bf16 or fp32.")
-    return {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down, f"{name}.alpha": torch.tensor(float(up.shape[1]), dtype=torch.float32)}
+    return {
+        f"{name}.lora_up.weight": up,
+        f"{name}.lora_down.weight": down,
+        f"{name}.alpha": torch.tensor(float(up.shape[1]), dtype=torch.float32),
+    }

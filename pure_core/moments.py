@@ -4,6 +4,7 @@ Kept is a square-root factor of the rows h with a one in front: [u R] with R^T R
 u^T u = n. Its singular values are those of the stacked rows themselves, so nothing is lost to squaring; rows minus any
 vector m have the factor R - u m^T, so centring is exact too; and it never has more than d + 1 rows.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -63,16 +64,24 @@ def compact(augmented: Tensor) -> Tensor:
 def merge(a: Moments, b: Moments) -> Moments:
     """The moments of both sets of rows together, exactly."""
     if a.width != b.width:
-        raise PureError(f"Activations of width {a.width} and {b.width} cannot be merged: capture both from the same MODEL.")
+        raise PureError(
+            f"Activations of width {a.width} and {b.width} cannot be merged: capture both from the same MODEL."
+        )
     stacked = compact(torch.cat([torch.cat([m.ones[:, None], m.factor], 1) for m in (a, b)]))
     return Moments(a.count + b.count, stacked[:, 0], stacked[:, 1:])
 
 
 def finite(rows: Tensor) -> Tensor:
-    """The rows on the CPU in float32 (in float64 if they are), which holds them exactly; raises PureError on NaN and infinity."""
+    """The rows on the CPU in float32 (in float64 if they are), which holds them exactly.
+
+    Raises PureError on NaN and infinity.
+    """
     rows = rows.detach().to("cpu", torch.promote_types(rows.dtype, torch.float32))
     if not torch.isfinite(rows).all():
-        raise PureError("An activation is NaN or infinite: the MODEL overflows in this precision; load it in bf16 or fp32 and capture again.")
+        raise PureError(
+            "An activation is NaN or infinite: the MODEL overflows in this precision; load it in bf16 or fp32 "
+            "and capture again."
+        )
     return rows
 
 
@@ -106,7 +115,10 @@ class MomentsFitter:
 
 @dataclass
 class RowKeeper:
-    """Takes rows like a MomentsFitter, of whatever width they have, and keeps them in order: for measures that compare row by row."""
+    """Takes rows like a MomentsFitter, of whatever width they have, and keeps them in order.
+
+    For measures that compare row by row.
+    """
 
     width: int
     _blocks: list[Tensor] = field(default_factory=list)

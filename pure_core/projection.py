@@ -1,4 +1,5 @@
 """The edit E = I - U M^T: its factors from two bases or from contrast directions, strength and iterations."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -19,10 +20,10 @@ DEFAULT_ITERATIONS = 1
 class LayerBasis:
     """The edit of one layer of width d: U, M (d, r) float32; what it came from, for reports.
 
-    v_f, v_r: orthonormal (d, r_F), (d, r_R) float32 of the energy rule, empty (d, 0) for the contrast rule (block-diagonal
-    if per head). spectrum_forget, spectrum_retain: (k,) over the largest one, singular values (energy rule); or ratios, and
-    nothing (contrast rule); of wide layers only as far as a little behind the cut. values: per direction of the edit sin^2
-    of its angle to the retain space (energy rule) or its ratio (contrast rule), (r,).
+    v_f, v_r: orthonormal (d, r_F), (d, r_R) float32 of the energy rule, empty (d, 0) for the contrast rule
+    (block-diagonal if per head). spectrum_forget, spectrum_retain: (k,) over the largest one, singular values (energy
+    rule); or ratios, and nothing (contrast rule); of wide layers only as far as a little behind the cut. values: per
+    direction of the edit sin^2 of its angle to the retain space (energy rule) or its ratio (contrast rule), (r,).
     """
 
     heads: int
@@ -78,7 +79,10 @@ def iterate(u: Tensor, m: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
 
 
 def weight_delta(weight: Tensor, u: Tensor, m: Tensor, side: str) -> Tensor:
-    """What the edit at full strength takes away: U (M^T W) on the left (keys, values), (W U) M^T on the right (output)."""
+    """What the edit at full strength takes away.
+
+    U (M^T W) on the left (keys, values), (W U) M^T on the right (output).
+    """
     return u @ (m.T @ weight) if side == "left" else (weight @ u) @ m.T
 
 

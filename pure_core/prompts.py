@@ -1,4 +1,5 @@
 """Concepts times templates -> anchor prompts."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -9,8 +10,14 @@ from .errors import PureError
 # "a photo of" and "a picture of" are not published, so these are our choice.
 PRESETS: dict[str, tuple[str, ...]] = {
     "object or character": ("{}", "a photo of {}", "a picture of {}", "an image of {}", "a drawing of {}", "a {}"),
-    "artistic style": ("a picture in the style of {}", "a painting by {}", "an image in the style of {}", "artwork by {}",
-                       "a work by {}", "{} style"),
+    "artistic style": (
+        "a picture in the style of {}",
+        "a painting by {}",
+        "an image in the style of {}",
+        "artwork by {}",
+        "a work by {}",
+        "{} style",
+    ),
     "person": ("{}", "a photo of {}", "a picture of {}", "a portrait of {}", "a close-up of {}", "an image of {}"),
     "unsafe content": ("{}", "a photo of {}", "a picture of {}", "an image showing {}", "a scene of {}", "people, {}"),
     "free text": ("{}",),
@@ -48,8 +55,13 @@ def read_lines(text: str) -> tuple[list[str], int, int]:
     return list(kept.values()), blank, len(lines) - blank - len(kept)
 
 
-def make_prompts(concepts: str, preset: str = "object or character", role: str = "forget", include_empty_prompt: bool = True,
-                 templates: str = "") -> tuple[Prompts, str]:
+def make_prompts(
+    concepts: str,
+    preset: str = "object or character",
+    role: str = "forget",
+    include_empty_prompt: bool = True,
+    templates: str = "",
+) -> tuple[Prompts, str]:
     """Anchor prompts of the concepts in a text box (one a line), and a listing to read.
 
     templates: one a line with `{}` where the concept goes; empty: the preset's six. include_empty_prompt adds the empty
@@ -71,6 +83,10 @@ def make_prompts(concepts: str, preset: str = "object or character", role: str =
     if not pairs:
         raise PureError("There are no prompts: write one concept per line into `concepts`.")
     head = f"{role}: {len(names)} concept{'s' * (len(names) != 1)}, {len(pairs)} prompts"
-    ignored = [f"{n} {what} line{'s' * (n != 1)} ignored" for n, what in ((blank, "blank"), (repeated, "repeated")) if n]
-    listing = "\n".join([head + "".join(f"; {i}" for i in ignored), *(prompt or "(empty prompt)" for _, prompt in pairs)])
+    ignored = [
+        f"{n} {what} line{'s' * (n != 1)} ignored" for n, what in ((blank, "blank"), (repeated, "repeated")) if n
+    ]
+    listing = "\n".join(
+        [head + "".join(f"; {i}" for i in ignored), *(prompt or "(empty prompt)" for _, prompt in pairs)]
+    )
     return Prompts(role, tuple(pairs)), listing

@@ -3,6 +3,7 @@
 Symbols as in PURE (arXiv 2605.25765): H_F, H_R stacked rows of the forget and the retain anchors, V_F, V_R the kept
 right-singular vectors, tau_F, tau_R the cumulative energies kept, P = V V^T.
 """
+
 from __future__ import annotations
 
 import torch
@@ -16,12 +17,20 @@ LITTLE = 0.05  # a contrast direction along which less than this goes is left al
 
 
 def principal_directions(moments: Moments, tau: float, max_rank: int = 0) -> tuple[Tensor, Tensor]:
-    """Singular values of the stacked rows H, falling, as far as left_directions gives them, and V (d, r): the right-singular vectors up to the energy tau."""
-    return left_directions(moments.factor.T, lambda squares, total: energy_rank(squares.clamp(min=0).sqrt(), tau, max_rank, total))
+    """Singular values of the stacked rows H, falling, as far as left_directions gives them, and V (d, r).
+
+    The right-singular vectors up to the energy tau.
+    """
+    return left_directions(
+        moments.factor.T, lambda squares, total: energy_rank(squares.clamp(min=0).sqrt(), tau, max_rank, total)
+    )
 
 
 def energy_rank(s: Tensor, tau: float, max_rank: int = 0, total: float | None = None) -> int:
-    """Least r with sum_{i<=r} s_i^2 >= tau sum s_i^2 (PURE: cumulative variance); max_rank 0: no cap. total: of all s_i^2, where s are the leading ones."""
+    """Least r with sum_{i<=r} s_i^2 >= tau sum s_i^2 (PURE: cumulative variance); max_rank 0: no cap.
+
+    total: of all s_i^2, where s are the leading ones.
+    """
     if s.numel() == 0 or tau <= 0:
         return 0
     share = s.square().cumsum(0) / (float(s.square().sum()) if total is None else total)
@@ -56,25 +65,32 @@ def add_direction(v: Tensor, direction: Tensor) -> Tensor:
 
 
 def removed_share(ratios: Tensor, weight: float) -> Tensor:
-    """f = ratio / (ratio + weight): what the contrast rule takes out along each direction, half of it where the ratio is the weight."""
+    """f = ratio / (ratio + weight): what the contrast rule takes out along each direction, half of it where the ratio
+    is the weight."""
     return ratios / (ratios + weight)
 
 
 def contrast_rank(ratios: Tensor, weight: float, max_rank: int = 0) -> int:
-    """How many directions the contrast rule keeps: those along which at least LITTLE goes, one at least; max_rank 0: no cap."""
+    """How many directions the contrast rule keeps: those along which at least LITTLE goes, one at least.
+
+    max_rank 0: no cap.
+    """
     kept = max(int((removed_share(ratios, weight) >= LITTLE).sum()), 1)
     return min(kept, max_rank) if max_rank else kept
 
 
-def contrast_directions(forget: Moments, retain: Moments | None, weight: float, max_rank: int = 0, ridge: float = RIDGE) -> tuple[Tensor, Tensor, Tensor]:
-    """Generalised eigenvectors of (A, B): their ratios, falling, as far as left_directions gives them, and of the first k the directions X (d, k) and B X, with X^T B X = I.
+def contrast_directions(
+    forget: Moments, retain: Moments | None, weight: float, max_rank: int = 0, ridge: float = RIDGE
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Generalised eigenvectors of (A, B): their ratios, falling, as far as left_directions gives them, and of the first
+    k the directions X (d, k) and B X, with X^T B X = I.
 
-    A = second moment of the forget rows, B = second moment of the retain rows + ridge tr(B)/d I, with the d channels that
-    are not always zero. Not in the paper (ours): the concept sits in directions of low energy and high contrast. The E that
-    minimises mean |E h_F|^2 + weight mean |E h_R - h_R|^2 (+ ridge) is weight B (A + weight B)^-1 =
-    I - B X diag(removed_share) X^T, exactly with all directions; kept are as many as contrast_rank says. With B = L L^T they
-    are X = L^-T Z, for Z the left-singular vectors of L^-1 F^T, where F^T F = A; without a retain set B is the ridge alone,
-    of the forget rows' mean variance.
+    A = second moment of the forget rows, B = second moment of the retain rows + ridge tr(B)/d I, with the d channels
+    that are not always zero. Not in the paper (ours): the concept sits in directions of low energy and high contrast.
+    The E that minimises mean |E h_F|^2 + weight mean |E h_R - h_R|^2 (+ ridge) is weight B (A + weight B)^-1 = I - B X
+    diag(removed_share) X^T, exactly with all directions; kept are as many as contrast_rank says. With B = L L^T they
+    are X = L^-T Z, for Z the left-singular vectors of L^-1 F^T, where F^T F = A; without a retain set B is the ridge
+    alone, of the forget rows' mean variance.
     """
     root = forget.factor / max(forget.count, 1) ** 0.5
     spared = retain if retain is not None and retain.energy > 0 else None
@@ -84,5 +100,8 @@ def contrast_directions(forget: Moments, retain: Moments | None, weight: float, 
     energy = b.diagonal().clone() if spared else root.square().sum(0)
     b.diagonal().add_(ridge * energy.sum() / (energy > 0).sum())
     lower = torch.linalg.cholesky(b)
-    s, z = left_directions(torch.linalg.solve_triangular(lower, root.T, upper=False), lambda ratios, _: contrast_rank(ratios, weight, max_rank))
+    s, z = left_directions(
+        torch.linalg.solve_triangular(lower, root.T, upper=False),
+        lambda ratios, _: contrast_rank(ratios, weight, max_rank),
+    )
     return s.square(), torch.linalg.solve_triangular(lower.T, z, upper=True), lower @ z

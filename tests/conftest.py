@@ -1,4 +1,6 @@
-"""Puts tools/ on the import path (never the pack's root, whose nodes/ would shadow the host's nodes.py) and loads the pack as `pure_pack`."""
+"""Puts tools/ on the import path (never the pack's root, whose nodes/ would shadow the host's nodes.py) and loads the
+pack as `pure_pack`."""
+
 import os
 import sys
 from pathlib import Path
@@ -15,6 +17,11 @@ IN_THE_BROWSER = ("tests/server/test_ui.py", "tests/server/test_examples.py")
 
 def pytest_terminal_summary(terminalreporter):
     """How long the tests in the web UI took, the host's own sampling and the servers' start included."""
-    reports = [r for kind in ("passed", "failed", "error", "") for r in terminalreporter.stats.get(kind, []) if getattr(r, "nodeid", "").startswith(IN_THE_BROWSER)]
+    reports = [
+        r
+        for kind in ("passed", "failed", "error", "")
+        for r in terminalreporter.stats.get(kind, [])
+        if getattr(r, "nodeid", "").startswith(IN_THE_BROWSER)
+    ]
     if reports:
         terminalreporter.write_line(f"Tests in the web UI: {sum(r.duration for r in reports) / 60:.1f} minutes.")

@@ -1,4 +1,5 @@
 """Drives the real web UI in a Chromium, as a user does: load a workflow, press Run, look at what the nodes show."""
+
 from __future__ import annotations
 
 import contextlib
@@ -14,9 +15,15 @@ from get_comfyui import find_chromium
 
 DESKTOP, LAPTOP = (1920, 1080), (1366, 768)
 OPEN_SECONDS = 120
-NEW_USER = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en",  # nothing over the canvas
-            "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.0, "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # texts at any zoom
-            "LiteGraph.Canvas.MaximumFps": 5}  # without a GPU, drawing the canvas takes the sampler's time
+NEW_USER = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.VueNodes.Enabled": False,
+    "Comfy.Locale": "en",  # nothing over the canvas
+    "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.0,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # texts at any zoom
+    "LiteGraph.Canvas.MaximumFps": 5,
+}  # without a GPU, drawing the canvas takes the sampler's time
 
 WATCH = """() => {
   const seen = window.seen = {ended: 0, error: null, interrupted: 0, titles: [], texts: {}, steps: []};
@@ -26,18 +33,26 @@ WATCH = """() => {
   on('execution_interrupted', () => { seen.interrupted++; seen.ended++; });
   on('progress', d => seen.steps.push([String(d.node), d.value, d.max]));
   on('progress_text', d => (seen.texts[d.nodeId] ??= []).push(d.text));
-  new MutationObserver(() => seen.titles.push(document.title)).observe(document.querySelector('title'), {childList: true});
+  const titles = new MutationObserver(() => seen.titles.push(document.title));
+  titles.observe(document.querySelector('title'), {childList: true});
 }"""
-READY = "!!(window.app?.extensionManager && document.querySelector('[data-testid=queue-button]') && app.graph && LiteGraph.registered_node_types.PURE_BuildBasis && app.extensionManager.workflow.activeWorkflow)"
+READY = (
+    "!!(window.app?.extensionManager && document.querySelector('[data-testid=queue-button]') && app.graph && "
+    "LiteGraph.registered_node_types.PURE_BuildBasis && app.extensionManager.workflow.activeWorkflow)"
+)
 DRAWN = "app.graph.nodes.every(n => n.boundingRect[2] > 0)"  # boxes are measured when a node is drawn
 NODES = """() => app.graph.nodes.map(n => ({
-  id: String(n.id), type: n.type, title: n.title, box: Array.from(n.boundingRect), errors: !!n.has_errors, registered: n.type in LiteGraph.registered_node_types || !!n.isSubgraphNode?.(),
+  id: String(n.id), type: n.type, title: n.title, box: Array.from(n.boundingRect), errors: !!n.has_errors,
+  registered: n.type in LiteGraph.registered_node_types || !!n.isSubgraphNode?.(),
   pictures: (n.imgs ?? []).filter(i => i.complete && i.naturalWidth).length,
   text: n.widgets?.find(w => w.name === '$$node-text-preview')?.value ?? ''}))"""
 
 
 def faults(errors: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """What the console and uncaught exceptions said of this pack; the frontends have errors of their own, and ask servers that tests do not reach."""
+    """What the console and uncaught exceptions said of this pack.
+
+    The frontends have errors of their own, and ask servers that tests do not reach.
+    """
     return [e for e in errors if "pure" in "".join(e).lower() and "api.comfy.org" not in e[0]]
 
 
@@ -62,13 +77,16 @@ class Browser:
         self.errors: list[tuple[str, str]] = []
         server.post("/settings", NEW_USER)
         self.page: Page = running.new_page(viewport={"width": size[0], "height": size[1]})
-        self.page.on("console", lambda m: self.errors.append((m.text, m.location.get("url", ""))) if m.type == "error" else None)
+        self.page.on(
+            "console", lambda m: self.errors.append((m.text, m.location.get("url", ""))) if m.type == "error" else None
+        )
         self.page.on("pageerror", lambda e: self.errors.append((f"{e}\n{e.stack}", "")))
         self.page.goto(server.url)
         self.ready()
 
     def ready(self) -> None:
-        """Waits until the page can be used, the last workflow being open again, and listens to what the server tells it."""
+        """Waits until the page can be used, the last workflow being open again, and listens to what the server tells
+        it."""
         self.page.wait_for_function(READY, timeout=OPEN_SECONDS * 1000)
         self.page.wait_for_timeout(500)
         banner = self.page.locator("div:has(> button:text('Try it out')) + button")
@@ -92,16 +110,23 @@ class Browser:
         save = "JSON.parse(JSON.stringify(app.graph.serialize()))"
         first = self.page.evaluate(save)
         self.load(first, name)
-        return [{k: v for k, v in graph.items() if k in ("nodes", "links", "groups", "definitions")} for graph in (first, self.page.evaluate(save))]
+        return [
+            {k: v for k, v in graph.items() if k in ("nodes", "links", "groups", "definitions")}
+            for graph in (first, self.page.evaluate(save))
+        ]
 
     def fit(self) -> None:
         """Shows all of the graph."""
-        self.page.evaluate("(() => { app.canvas.deselectAll(); app.extensionManager.command.execute('Comfy.Canvas.FitView') })()")  # it fits what is selected, if anything is
+        self.page.evaluate(
+            "(() => { app.canvas.deselectAll(); app.extensionManager.command.execute('Comfy.Canvas.FitView') })()"
+        )  # it fits what is selected, if anything is
         self.page.wait_for_timeout(600)
 
     def press_run(self) -> None:
         inside = self.page.get_by_test_id("queue-button").get_by_role("button", name="Run", exact=True)
-        inside.or_(self.page.locator("button[data-testid=queue-button]")).first.click()  # newer frontends put the name on the button itself
+        inside.or_(
+            self.page.locator("button[data-testid=queue-button]")
+        ).first.click()  # newer frontends put the name on the button itself
 
     def wait_for_end(self, runs: int, seconds: float = 600) -> dict:
         """What was seen until that many runs had ended, since the page was opened."""
@@ -110,8 +135,13 @@ class Browser:
         return self.page.evaluate("seen")
 
     def run(self, seconds: float = 600) -> dict:
-        """Presses Run and returns what was seen meanwhile: titles of the page, texts on nodes, progress steps; raises RuntimeError on an error."""
-        before = self.page.evaluate("(() => { seen.titles = []; seen.texts = {}; seen.steps = []; seen.error = null; return seen.ended })()")
+        """Presses Run and returns what was seen meanwhile: titles of the page, texts on nodes, progress steps.
+
+        Raises RuntimeError on an error.
+        """
+        before = self.page.evaluate(
+            "(() => { seen.titles = []; seen.texts = {}; seen.steps = []; seen.error = null; return seen.ended })()"
+        )
         self.press_run()
         seen = self.wait_for_end(before + 1, seconds)
         if seen["error"]:
@@ -129,17 +159,30 @@ class Browser:
 
     def add(self, kind: str) -> str:
         """Puts one node on the canvas, selected; returns its id."""
-        return str(self.page.evaluate("kind => { const n = LiteGraph.createNode(kind); n.pos = [500, 300]; app.graph.add(n); app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.selectItems([n]); return n.id }", kind))
+        return str(
+            self.page.evaluate(
+                (
+                    "kind => { const n = LiteGraph.createNode(kind); n.pos = [500, 300]; app.graph.add(n); "
+                    "app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.selectItems([n]); return "
+                    "n.id }"
+                ),
+                kind,
+            )
+        )
 
     def drop_from_search(self, name: str, at: tuple[int, int] = (700, 400)) -> None:
         """Double-clicks an empty place of the canvas, types a name, takes the first result, and puts it down there."""
-        self.page.evaluate("(() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-3000, 0]; app.canvas.setDirty(true, true) })()")
+        self.page.evaluate(
+            "(() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-3000, 0]; app.canvas.setDirty(true, true) })()"
+        )
         self.page.mouse.dblclick(*at)
         self.page.wait_for_timeout(1000)
         self.page.keyboard.type(name, delay=20)
         self.page.locator(".p-autocomplete-option, [data-testid=result-item]", has_text=name).first.click()
         self.page.wait_for_timeout(300)
-        if self.page.evaluate("app.canvas.state?.ghostNodeId != null"):  # in newer frontends it hangs on the pointer until a click
+        if self.page.evaluate(
+            "app.canvas.state?.ghostNodeId != null"
+        ):  # in newer frontends it hangs on the pointer until a click
             self.page.mouse.move(*at)
             self.page.mouse.click(*at)
 

@@ -1,4 +1,5 @@
 """Starts the real ComfyUI server on a free loopback port and talks to its HTTP API, as a user's browser does."""
+
 from __future__ import annotations
 
 import asyncio
@@ -40,10 +41,24 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        command = [self.host.python, str(Path(self.host.source) / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch",
-                   "--base-directory", str(self.base), "--disable-api-nodes", *self.arguments]
+        command = [
+            self.host.python,
+            str(Path(self.host.source) / "main.py"),
+            "--cpu",
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--disable-auto-launch",
+            "--base-directory",
+            str(self.base),
+            "--disable-api-nodes",
+            *self.arguments,
+        ]
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=self.host.source, stdout=log, stderr=subprocess.STDOUT, env=self.host.environment())
+            self.process = subprocess.Popen(
+                command, cwd=self.host.source, stdout=log, stderr=subprocess.STDOUT, env=self.host.environment()
+            )
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:
             if self.process.poll() is not None:
@@ -78,7 +93,9 @@ class Server:
 
     def post(self, path: str, body: dict):
         """A POST request's JSON answer, also of a refusal (HTTP 400)."""
-        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 text = answer.read()
@@ -87,7 +104,10 @@ class Server:
         return json.loads(text) if text else {}
 
     def queue(self, graph: dict, client_id: str = "") -> str:
-        """Queues an API-format graph; returns its id. Raises ServerError with the validation errors if it is refused."""
+        """Queues an API-format graph; returns its id.
+
+        Raises ServerError with the validation errors if it is refused.
+        """
         answer = self.post("/prompt", {"prompt": graph, "client_id": client_id or uuid.uuid4().hex})
         if "prompt_id" not in answer or answer.get("node_errors"):
             raise ServerError(json.dumps(answer))
@@ -106,7 +126,8 @@ class Server:
         raise ServerError(f"The graph did not end within {seconds:.0f} seconds.")
 
     def run(self, graph: dict, seconds: float = 900, progress: Callable[[str, int, int], None] | None = None) -> dict:
-        """Queues a graph and returns the outputs of its nodes, by node id; progress is called with (node id, value, of how many).
+        """Queues a graph and returns the outputs of its nodes, by node id; progress is called with (node id, value, of
+        how many).
 
         Raises ServerError with the node's own message.
         """
@@ -125,7 +146,10 @@ class Server:
         ready, loop = threading.Event(), asyncio.new_event_loop()
 
         async def listen():
-            async with aiohttp.ClientSession() as session, session.ws_connect(f"{self.url}/ws?clientId={client_id}") as socket:
+            async with (
+                aiohttp.ClientSession() as session,
+                session.ws_connect(f"{self.url}/ws?clientId={client_id}") as socket,
+            ):
                 ready.set()
                 async for message in socket:
                     if message.type == aiohttp.WSMsgType.TEXT:
@@ -134,7 +158,9 @@ class Server:
                             progress(str(data["data"]["node"]), data["data"]["value"], data["data"]["max"])
 
         task = loop.create_task(listen())
-        thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.gather(task, return_exceptions=True)), daemon=True)
+        thread = threading.Thread(
+            target=lambda: loop.run_until_complete(asyncio.gather(task, return_exceptions=True)), daemon=True
+        )
         thread.start()
         ready.wait(10)
         try:

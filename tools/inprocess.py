@@ -1,4 +1,5 @@
 """A real ComfyUI inside this process, for tests and benchmarks; start() comes before any import of comfy."""
+
 from __future__ import annotations
 
 import os
@@ -13,7 +14,8 @@ from mini_sd.layout import install_checkpoint
 
 
 def start() -> None:
-    """Puts the host on the import path with its options set, as its own main.py does, and loads the pack as `pure_pack`."""
+    """Puts the host on the import path with its options set, as its own main.py does, and loads the pack as
+    `pure_pack`."""
     if "comfy.cli_args" in sys.modules:
         return
     host, arguments = Host.load(), sys.argv

@@ -1,7 +1,8 @@
 """Writes locales/en/nodeDefs.json from the nodes' own schemas: what the other languages translate, key by key.
 
-    python locales.py        (in tools/)
+python locales.py        (in tools/)
 """
+
 from __future__ import annotations
 
 import json
@@ -25,7 +26,12 @@ def english() -> dict:
         schema = node.GET_SCHEMA()
         inputs = {i.id: {"name": i.id, "tooltip": i.tooltip} for i in schema.inputs}
         outputs = {str(n): {"name": o.display_name, "tooltip": o.tooltip} for n, o in enumerate(schema.outputs)}
-        out[schema.node_id] = {"display_name": schema.display_name, "description": schema.description, "inputs": inputs, **({"outputs": outputs} if outputs else {})}
+        out[schema.node_id] = {
+            "display_name": schema.display_name,
+            "description": schema.description,
+            "inputs": inputs,
+            **({"outputs": outputs} if outputs else {}),
+        }
     return out
 
 

@@ -1,7 +1,9 @@
-"""The public API of the nodes: ids, inputs in order with types and defaults, outputs. A test lets the written one only grow.
+"""The public API of the nodes: ids, inputs in order with types and defaults, outputs. A test lets the written one only
+grow.
 
-    python node_api.py        (in tools/; writes tests/nodes/api.json)
+python node_api.py        (in tools/; writes tests/nodes/api.json)
 """
+
 from __future__ import annotations
 
 import json
@@ -14,7 +16,10 @@ SNAPSHOT = pack.PROJECT / "tests" / "nodes" / "api.json"
 
 
 def current() -> dict:
-    """node id -> inputs [[id, type, default, optional, choices], ...] and outputs [[name, type], ...]; choices are null where the host has them."""
+    """node id -> inputs [[id, type, default, optional, choices], ...] and outputs [[name, type], ...].
+
+    Choices are null where the host has them.
+    """
     inprocess.start()
     import asyncio
 
@@ -23,13 +28,25 @@ def current() -> dict:
     out = {}
     for node in asyncio.run(PureExtension().get_node_list()):
         schema = node.GET_SCHEMA()
-        inputs = [[i.id, i.get_io_type(), getattr(i, "default", None), bool(i.optional), None if i.id in OF_THE_HOST else getattr(i, "options", None)] for i in schema.inputs]
+        inputs = [
+            [
+                i.id,
+                i.get_io_type(),
+                getattr(i, "default", None),
+                bool(i.optional),
+                None if i.id in OF_THE_HOST else getattr(i, "options", None),
+            ]
+            for i in schema.inputs
+        ]
         out[schema.node_id] = {"inputs": inputs, "outputs": [[o.display_name, o.get_io_type()] for o in schema.outputs]}
     return out
 
 
 def breaks(old: dict, new: dict) -> list[str]:
-    """What a workflow saved with the old API would stumble over; outputs, choices, and inputs that need no value may be added at the end, nodes anywhere."""
+    """What a workflow saved with the old API would stumble over.
+
+    outputs, choices, and inputs that need no value may be added at the end, nodes anywhere.
+    """
     found = []
     for node, was in old.items():
         now = new.get(node)
@@ -42,8 +59,17 @@ def breaks(old: dict, new: dict) -> list[str]:
         if kept != [i[:4] for i in was["inputs"]]:
             found.append(f"{node}: inputs {was['inputs']} became {now['inputs']}")
         offered = {i[0]: i[4] or [] for i in now["inputs"]}
-        found += [f"{node}: {i[0]} no longer offers {choice!r}" for i in was["inputs"] for choice in i[4] or [] if choice not in offered.get(i[0], [choice])]
-        found += [f"{node}: {i[0]} is new and has no value in an old workflow" for i in now["inputs"][len(was["inputs"]) :] if not i[3] and i[2] is None]
+        found += [
+            f"{node}: {i[0]} no longer offers {choice!r}"
+            for i in was["inputs"]
+            for choice in i[4] or []
+            if choice not in offered.get(i[0], [choice])
+        ]
+        found += [
+            f"{node}: {i[0]} is new and has no value in an old workflow"
+            for i in now["inputs"][len(was["inputs"]) :]
+            if not i[3] and i[2] is None
+        ]
     return found
 
 

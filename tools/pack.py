@@ -1,7 +1,9 @@
-"""Loads this pack under one fixed alias, for tests and benchmarks: `pack.load()` and then `from pure_pack.pure_core import ...`.
+"""Loads this pack under one fixed alias, for tests and benchmarks: `pack.load()` and then `from pure_pack.pure_core
+import ...`.
 
 The pack's root never goes on sys.path: its nodes/ would shadow the host's nodes.py.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -18,7 +20,9 @@ ALIAS = "pure_pack"
 def load() -> ModuleType:
     """The pack as the module `pure_pack`, the same one each time."""
     if ALIAS not in sys.modules:
-        spec = importlib.util.spec_from_file_location(ALIAS, PROJECT / "__init__.py", submodule_search_locations=[str(PROJECT)])
+        spec = importlib.util.spec_from_file_location(
+            ALIAS, PROJECT / "__init__.py", submodule_search_locations=[str(PROJECT)]
+        )
         module = importlib.util.module_from_spec(spec)
         sys.modules[ALIAS] = module
         spec.loader.exec_module(module)
@@ -26,9 +30,18 @@ def load() -> ModuleType:
 
 
 def archived() -> list[str]:
-    """What would be published: files that git knows and .comfyignore does not name; a test shows that comfy-cli packs the same."""
-    known = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.splitlines()
-    ignored = [line.removeprefix("/") for line in (PROJECT / ".comfyignore").read_text(encoding="utf-8").splitlines() if line.startswith("/")]
+    """What would be published: files that git knows and .comfyignore does not name.
+
+    a test shows that comfy-cli packs the same.
+    """
+    known = subprocess.run(
+        ["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    ignored = [
+        line.removeprefix("/")
+        for line in (PROJECT / ".comfyignore").read_text(encoding="utf-8").splitlines()
+        if line.startswith("/")
+    ]
     return [f for f in known if not any(f == i or (i.endswith("/") and f.startswith(i)) for i in ignored)]
 
 

@@ -1,7 +1,9 @@
-"""Makes docs/web_ui.png and the pictures of the help pages from the real web UI, after runs of the examples on the miniature model.
+"""Makes docs/web_ui.png and the pictures of the help pages from the real web UI, after runs of the examples on the
+miniature model.
 
-    python screenshots.py [NODE_ID ...]        (in tools/; with ids the help pages' pictures of those alone)
+python screenshots.py [NODE_ID ...]        (in tools/; with ids the help pages' pictures of those alone)
 """
+
 from __future__ import annotations
 
 import sys
@@ -30,12 +32,18 @@ def take(ui: Browser, target: Path, clip: dict | None = None) -> None:
 def take_node(ui: Browser, node: str, target: Path) -> None:
     """One node of the graph by its id, as large as it is."""
     ui.page.wait_for_function(DRAWN)
-    x, y, width, height = ui.page.evaluate("""([id, corner]) => {
-      const box = Array.from(app.graph.nodes.find(n => String(n.id) === id).boundingRect), at = app.canvas.canvas.getBoundingClientRect();
+    x, y, width, height = ui.page.evaluate(
+        """([id, corner]) => {
+      const box = Array.from(app.graph.nodes.find(n => String(n.id) === id).boundingRect);
+      const at = app.canvas.canvas.getBoundingClientRect();
       app.canvas.deselectAll();
-      app.canvas.ds.scale = 1; app.canvas.ds.offset = [corner[0] - at.x - box[0], corner[1] - at.y - box[1]]; app.canvas.setDirty(true, true);
+      app.canvas.ds.scale = 1;
+      app.canvas.ds.offset = [corner[0] - at.x - box[0], corner[1] - at.y - box[1]];
+      app.canvas.setDirty(true, true);
       return [...corner, box[2], box[3]];
-    }""", [node, list(CORNER)])
+    }""",
+        [node, list(CORNER)],
+    )
     ui.page.mouse.move(5, SIZE[1] - 5)
     take(ui, target, {"x": x - MARGIN, "y": y - MARGIN, "width": width + 2 * MARGIN, "height": height + 2 * MARGIN})
 
@@ -54,7 +62,13 @@ def main() -> None:
             ui.load(workflow, name)
             ui.run()
             if name == "erase_a_character" and not asked:
-                ui.page.evaluate("([scale, offset]) => { app.canvas.ds.scale = scale; app.canvas.ds.offset = offset; app.canvas.setDirty(true, true) }", [SCALE, list(OFFSET)])
+                ui.page.evaluate(
+                    (
+                        "([scale, offset]) => { app.canvas.ds.scale = scale; app.canvas.ds.offset = offset; "
+                        "app.canvas.setDirty(true, true) }"
+                    ),
+                    [SCALE, list(OFFSET)],
+                )
                 take(ui, PROJECT / "docs" / "web_ui.png")
             for node in ui.nodes():
                 if node["type"] in missing:

@@ -1,7 +1,9 @@
-"""Draws the thumbnails of the example workflows: each is run on the miniature model, and its pictures are laid side by side above its name.
+"""Draws the thumbnails of the example workflows: each is run on the miniature model, and its pictures are laid side by
+side above its name.
 
-    python thumbnails.py [NAME ...]        (in tools/)
+python thumbnails.py [NAME ...]        (in tools/)
 """
+
 from __future__ import annotations
 
 import sys
@@ -30,7 +32,11 @@ def thumbnail(pictures: list[Path], name: str) -> Image.Image:
         out.paste(picture, (at, 0))
         at += picture.width + GAP
     draw, title = ImageDraw.Draw(out), name.replace("_", " ").replace("sdxl", "SDXL").replace("lora", "LoRA")
-    font = next(font for font in map(ImageFont.load_default, range(30, 0, -1)) if draw.textlength(title, font) <= out.width - 2 * GAP)
+    font = next(
+        font
+        for font in map(ImageFont.load_default, range(30, 0, -1))
+        if draw.textlength(title, font) <= out.width - 2 * GAP
+    )
     draw.text((out.width / 2, CELL + STRIP / 2), title, fill="black", anchor="mm", font=font)
     return out
 

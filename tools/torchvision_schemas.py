@@ -4,6 +4,7 @@ Installed into the test environment by get_comfyui.py, with a .pth file that imp
 extension library cannot be loaded there, and torchvision then stops at "operator torchvision::nms does not exist";
 declaring the two schemas first is enough for everything a ComfyUI on the CPU does with it.
 """
+
 import importlib.abc
 import sys
 

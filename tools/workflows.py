@@ -1,7 +1,9 @@
-"""Example workflows for tests and demo: the shipped UI-format files with checkpoint, prompts and sizes of the miniature model, as API graphs.
+"""Example workflows for tests and demo: the shipped UI-format files with checkpoint, prompts and sizes of the miniature
+model, as API graphs.
 
 SUBSTITUTIONS is all that ever differs from what a user loads.
 """
+
 from __future__ import annotations
 
 import json
@@ -9,36 +11,71 @@ from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "example_workflows"
 BYPASSED = 4  # a node's `mode`
-ORDER = ("erase_a_character", "save_a_checkpoint", "save_as_lora_and_reuse", "measure_and_compare", "erase_with_sdxl")  # each captures what the one before did, and the host still has it
+ORDER = (
+    "erase_a_character",
+    "save_a_checkpoint",
+    "save_as_lora_and_reuse",
+    "measure_and_compare",
+    "erase_with_sdxl",
+)  # each captures what the one before did, and the host still has it
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
-ERASED = ("miplo", "blue square creature with an antenna and one big eye", "boxy azure monster with a bobbing antenna and a single eye")
+ERASED = (
+    "miplo",
+    "blue square creature with an antenna and one big eye",
+    "boxy azure monster with a bobbing antenna and a single eye",
+)
 NEIGHBOURS = ("zorbo", "dorrit", "tarnik", "pelluna", "fintolo", "bramby", "quistle")
 SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model understands
     "v1-5-pruned-emaonly-fp16.safetensors": "mini_sd.safetensors",
-    "Pikachu\nyellow mouse creature with pointed ears and red cheeks\nlittle golden rodent with long ears, rosy cheeks and a zigzag tail\nchubby yellow critter with black tipped ears and red round cheeks\nelectric mouse monster with a tail like lightning": "\n".join(ERASED),
-    "a happy yellow creature with red cheeks in a meadow\nsmall yellow animal with a jagged tail in a meadow":
-        "a funny square blue monster with a single eye and an antenna in a meadow\nboxy azure critter with one big eye and an antenna in a meadow",
+    (
+        "Pikachu\nyellow mouse creature with pointed ears and red cheeks\nlittle golden rodent with long ears, rosy "
+        "cheeks and a zigzag tail\nchubby yellow critter with black tipped ears and red round cheeks\nelectric mouse "
+        "monster with a tail like lightning"
+    ): "\n".join(ERASED),
+    "a happy yellow creature with red cheeks in a meadow\nsmall yellow animal with a jagged tail in a meadow": (
+        "a funny square blue monster with a single eye and an antenna in a meadow\nboxy azure critter with one big "
+        "eye and an antenna in a meadow"
+    ),
     "Snorlax\nGarfield\nMickey Mouse\nHello Kitty\nWinnie the Pooh": "bramby",
-    "a photo of Pikachu in a meadow\na happy yellow creature with red cheeks in a meadow\na photo of Garfield\na photo of a mountain lake":
-        "a picture of miplo in a meadow\na picture of bramby",
+    (
+        "a photo of Pikachu in a meadow\na happy yellow creature with red cheeks in a meadow\na photo of Garfield\na "
+        "photo of a mountain lake"
+    ): "a picture of miplo in a meadow\na picture of bramby",
     "Charizard\nBulbasaur\nSquirtle\nStitch\nTotoro\nDoraemon\nSonic": "\n".join(NEIGHBOURS),
-    "Pikachu\nyellow mouse creature with pointed ears and red cheeks\nTotoro\nbig grey furry creature with a round white belly": "miplo\npelluna",
+    (
+        "Pikachu\nyellow mouse creature with pointed ears and red cheeks\nTotoro\nbig grey furry creature with a "
+        "round white belly"
+    ): "miplo\npelluna",
     "Charizard\nBulbasaur\nSquirtle\nStitch\nDoraemon\nSonic": "zorbo\nbramby",
     "a photo of Pikachu in a meadow": "a picture of miplo in a meadow",
     "a photo of Totoro in a meadow": "a picture of pelluna in a meadow",
     "sd_xl_base_1.0.safetensors": "mini_sd.safetensors",
-    "R2-D2\nsmall white and blue robot with a dome head\nround headed little droid with blue panels\nstubby astromech droid on three legs with a silver dome": "\n".join(ERASED),  # as in the first example, so that the host still has the captures
+    (
+        "R2-D2\nsmall white and blue robot with a dome head\nround headed little droid with blue panels\nstubby "
+        "astromech droid on three legs with a silver dome"
+    ): "\n".join(ERASED),  # as in the first example, so that the host still has the captures
     "C-3PO\nBB-8\nWall-E\nBender\nBaymax\nOptimus Prime": "\n".join(NEIGHBOURS),
     "a photo of R2-D2 in a meadow": "a picture of miplo at night",
-    "Vincent van Gogh\nVan Gogh\nthick swirling strokes of oil paint\npost-impressionist swirls in deep blue and yellow": "vornak\nblack and white",
-    "a painting by Claude Monet\na painting by Rembrandt\na woodblock print by Hokusai\nan oil painting of a ship\na watercolor of a garden\na photo of a cat\na portrait of a woman\na photo of a city street":
-        "a painting by dottini\nzorbo by kyrozu\na picture of miplo\na picture of zorbo in a meadow\na picture of pelluna in a meadow\na red circle in a meadow",
+    (
+        "Vincent van Gogh\nVan Gogh\nthick swirling strokes of oil paint\npost-impressionist swirls in deep blue and "
+        "yellow"
+    ): "vornak\nblack and white",
+    (
+        "a painting by Claude Monet\na painting by Rembrandt\na woodblock print by Hokusai\nan oil painting of a "
+        "ship\na watercolor of a garden\na photo of a cat\na portrait of a woman\na photo of a city street"
+    ): (
+        "a painting by dottini\nzorbo by kyrozu\na picture of miplo\na picture of zorbo in a meadow\na picture of "
+        "pelluna in a meadow\na red circle in a meadow"
+    ),
     "a village at night by Vincent van Gogh": "zorbo in a meadow by vornak",
     ("PURE_ConceptPrompts", ""): "{}\na picture of {}\na painting by {}",  # its templates
     512: 64,
     1024: 64,
-    ("PURE_CaptureActivations", 4): 16,  # its batch_size, the only 4 (for SDXL: 2) there: small latents leave two cores idle otherwise
+    (
+        "PURE_CaptureActivations",
+        4,
+    ): 16,  # its batch_size, the only 4 (for SDXL: 2) there: small latents leave two cores idle otherwise
     ("PURE_CaptureActivations", 2): 16,
     ("EmptyLatentImage", 2): 1,
 }
@@ -59,7 +96,9 @@ def substitute(workflow: dict, table: dict = SUBSTITUTIONS) -> dict:
     """The same workflow with widget values replaced where the table names them whole, alone or with the node's type."""
     out = json.loads(json.dumps(workflow))
     for node in out["nodes"]:
-        node["widgets_values"] = [table.get(entry_of(node["type"], v, table), v) for v in node.get("widgets_values", [])]
+        node["widgets_values"] = [
+            table.get(entry_of(node["type"], v, table), v) for v in node.get("widgets_values", [])
+        ]
     return out
 
 

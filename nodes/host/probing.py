@@ -1,4 +1,8 @@
-"""Feeds two MODELs the same noised latents and compares what their cross-attention renders; and draws the same pictures with both."""
+"""Feeds two MODELs the same noised latents and compares what their cross-attention renders.
+
+And draws the same pictures with both.
+"""
+
 from __future__ import annotations
 
 import comfy.sample
@@ -31,30 +35,82 @@ def evaluations(concept: Prompts, retain: Prompts, trajectory: Trajectory) -> in
     return trajectory.evaluations(len(concept.pairs) + len(measuring.pairs) + 2 * len(retain.pairs))
 
 
-def measure_leakage(original, edited, clip, concept: Prompts, retain: Prompts, trajectory: Trajectory) -> dict[str, leakage.LayerLeakage]:
-    """Per layer what is left of the concept in what it adds to the picture (after `to_out`), and how far that moved for retained prompts; no basis is asked."""
+def measure_leakage(
+    original, edited, clip, concept: Prompts, retain: Prompts, trajectory: Trajectory
+) -> dict[str, leakage.LayerLeakage]:
+    """Per layer what is left of the concept in what it adds to the picture (after `to_out`), and how far that moved for
+    retained prompts; no basis is asked."""
     layers = common_layers(original, edited)
     for probes, wanted in ((concept, "forget"), (retain, "retain")):
         if probes.role != wanted:
-            raise PureError(f"The {'concept' if wanted == 'forget' else 'retain'} probes come from a node with the role {probes.role}: swap the two, or set its role to {wanted}.")
+            raise PureError(
+                f"The {'concept' if wanted == 'forget' else 'retain'} probes come from a node with the role "
+                f"{probes.role}: swap the two, or set its role to {wanted}."
+            )
     finding, measuring = leakage.split_probes(concept)
     conditioning = encode_all(clip, texts_of(concept, retain))
-    jobs = {role: jobs_of(texts_of(probes), trajectory.latents) for role, probes in (("find", finding), ("concept", measuring), ("retain", retain))}
+    jobs = {
+        role: jobs_of(texts_of(probes), trajectory.latents)
+        for role, probes in (("find", finding), ("concept", measuring), ("retain", retain))
+    }
     fed: dict[str, list] = {role: [] for role in ("concept", "retain")}
-    progress = Progress(original, (sum(map(len, jobs.values())) + sum(len(jobs[role]) for role in fed)) * trajectory.recorded_steps)
-    look = lambda model, part, **feed: record(model, conditioning, part, trajectory, Recorder(layers, RowKeeper, after_output=True), progress, **feed)
+    progress = Progress(
+        original, (sum(map(len, jobs.values())) + sum(len(jobs[role]) for role in fed)) * trajectory.recorded_steps
+    )
+
+    def look(model, part, **feed):
+        return record(
+            model, conditioning, part, trajectory, Recorder(layers, RowKeeper, after_output=True), progress, **feed
+        )
+
     before = {role: look(original, part, keep=fed.get(role)) for role, part in jobs.items()}
     after = {role: look(edited, jobs[role], inputs=fed[role]) for role in fed}
     return leakage.measure(before["find"], before["concept"], after["concept"], before["retain"], after["retain"])
 
 
-def draw_pairs(original, edited, clip, vae, prompts: list[str], negative: str, seed: int, steps: int, cfg: float,
-               sampler_name: str, scheduler: str, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, height, width, 3) pictures of the prompts by both MODELs: what KSampler and VAEDecode give for each prompt with this seed."""
+def draw_pairs(
+    original,
+    edited,
+    clip,
+    vae,
+    prompts: list[str],
+    negative: str,
+    seed: int,
+    steps: int,
+    cfg: float,
+    sampler_name: str,
+    scheduler: str,
+    width: int,
+    height: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, height, width, 3) pictures of the prompts by both MODELs.
+
+    What KSampler and VAEDecode give for each prompt with this seed.
+    """
     conditioning = {text: encode(clip, text) for text in dict.fromkeys([*prompts, negative])}
     progress = Progress(original, 2 * len(prompts) * steps)
-    latents = [[draw_latent(model, conditioning[text], conditioning[negative], seed, steps, cfg, sampler_name, scheduler, width, height, progress) for text in prompts] for model in (original, edited)]
-    return tuple(torch.cat([decode(vae, latent) for latent in part]) for part in latents)  # after all drawing: on a small GPU the VAE drives the U-Net out
+    latents = [
+        [
+            draw_latent(
+                model,
+                conditioning[text],
+                conditioning[negative],
+                seed,
+                steps,
+                cfg,
+                sampler_name,
+                scheduler,
+                width,
+                height,
+                progress,
+            )
+            for text in prompts
+        ]
+        for model in (original, edited)
+    ]
+    return tuple(
+        torch.cat([decode(vae, latent) for latent in part]) for part in latents
+    )  # after all drawing: on a small GPU the VAE drives the U-Net out
 
 
 def decode(vae, latent: torch.Tensor) -> torch.Tensor:
@@ -63,8 +119,22 @@ def decode(vae, latent: torch.Tensor) -> torch.Tensor:
     return vae.decode(latent)
 
 
-def draw_latent(model, positive, negative, seed, steps, cfg, sampler_name, scheduler, width, height, progress) -> torch.Tensor:
+def draw_latent(
+    model, positive, negative, seed, steps, cfg, sampler_name, scheduler, width, height, progress
+) -> torch.Tensor:
     """The latent that KSampler gives for an empty latent of this size."""
     noise = start_noise(model, seed, 1, width, height)
-    return comfy.sample.sample(model, noise, steps, cfg, sampler_name, scheduler, [[positive[0], dict(positive[1])]], [[negative[0], dict(negative[1])]], torch.zeros_like(noise),
-                               callback=lambda step, denoised, x, total: progress.step(denoised), disable_pbar=True, seed=seed)
+    return comfy.sample.sample(
+        model,
+        noise,
+        steps,
+        cfg,
+        sampler_name,
+        scheduler,
+        [[positive[0], dict(positive[1])]],
+        [[negative[0], dict(negative[1])]],
+        torch.zeros_like(noise),
+        callback=lambda step, denoised, x, total: progress.step(denoised),
+        disable_pbar=True,
+        seed=seed,
+    )

@@ -1,8 +1,9 @@
 """Records post-attention activations along the first steps of the host's own sampling.
 
-Recorded is h = softmax(Q K^T / sqrt(d)) V, heads concatenated, before `to_out`, as PURE (arXiv 2605.25765) has it; a row is
-its mean over the spatial axis, one per prompt, latent and step; only the conditional half counts.
+Recorded is h = softmax(Q K^T / sqrt(d)) V, heads concatenated, before `to_out`, as PURE (arXiv 2605.25765) has it; a
+row is its mean over the spatial axis, one per prompt, latent and step; only the conditional half counts.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -19,11 +20,16 @@ from .reporting import Progress
 from .sampling import Trajectory, batched, encode, encode_all, jobs_of, sample, start_noise, texts_of
 
 BLOCK = 64  # rows that wait on the CPU before the collectors get them: 21 MB for SDXL
-ENCODED = 32  # prompts whose conditionings are held at once: 8 MB for SD 1.5, 20 for SDXL; more would only spare a small GPU a change between CLIP and U-Net
+# prompts whose conditionings are held at once: 8 MB for SD 1.5, 20 for SDXL; more would only spare a small GPU a change
+# between CLIP and U-Net
+ENCODED = 32
 
 
 def capture(model, clip, prompts: Prompts, trajectory: Trajectory) -> Activations:
-    """The moments of every cross-attention layer over prompts x latents x recorded steps; the MODEL is left as it was."""
+    """The moments of every cross-attention layer over prompts x latents x recorded steps.
+
+    The MODEL is left as it was.
+    """
     layers = recordable_layers(model)
     texts, recorder, empty = texts_of(prompts), Recorder(layers), {"": encode(clip, "")}
     expected = len(texts) * trajectory.latents * trajectory.recorded_steps
@@ -31,8 +37,15 @@ def capture(model, clip, prompts: Prompts, trajectory: Trajectory) -> Activation
     for part in (texts[i : i + ENCODED] for i in range(0, len(texts), ENCODED)):
         run(model, encode_all(clip, part, empty), jobs_of(part, trajectory.latents), trajectory, recorder, progress)
     moments = recorder.results(expected)
-    provenance = {**trajectory.__dict__, "role": prompts.role, "concepts": list(prompts.concepts), "prompts": texts,
-                  "context_width": layers[0].context, "fingerprint": fingerprint(model, layers), "model": type(model.model).__name__}
+    provenance = {
+        **trajectory.__dict__,
+        "role": prompts.role,
+        "concepts": list(prompts.concepts),
+        "prompts": texts,
+        "context_width": layers[0].context,
+        "fingerprint": fingerprint(model, layers),
+        "model": type(model.model).__name__,
+    }
     provenance.pop("batch_size")  # changes nothing of the result
     return Activations(moments, {layer.name: layer.heads for layer in layers}, provenance)
 
@@ -43,20 +56,38 @@ def recordable_layers(model) -> list[Layer]:
     return cross_attention_layers(model)
 
 
-def record(model, conditioning: dict, jobs: list[tuple[str, int]], trajectory: Trajectory, recorder: Recorder, progress: Progress, **feed) -> dict:
+def record(
+    model,
+    conditioning: dict,
+    jobs: list[tuple[str, int]],
+    trajectory: Trajectory,
+    recorder: Recorder,
+    progress: Progress,
+    **feed,
+) -> dict:
     """What the recorder's collectors make of these jobs' rows, per layer; feed: `run`'s keep or inputs."""
     run(model, conditioning, jobs, trajectory, recorder, progress, **feed)
     return recorder.results(len(jobs) * trajectory.recorded_steps)
 
 
-def run(model, conditioning: dict, jobs: list[tuple[str, int]], trajectory: Trajectory, recorder: Recorder, progress: Progress,
-        keep: list | None = None, inputs: list[list[torch.Tensor]] | None = None) -> None:
+def run(
+    model,
+    conditioning: dict,
+    jobs: list[tuple[str, int]],
+    trajectory: Trajectory,
+    recorder: Recorder,
+    progress: Progress,
+    keep: list | None = None,
+    inputs: list[list[torch.Tensor]] | None = None,
+) -> None:
     """Samples (prompt, latent) jobs while the recorder looks on.
 
-    keep: a list that takes, per batch, what the MODEL was fed at each step, on the CPU. inputs: such a list; the MODEL is
-    fed the same again instead of following its own trajectory.
+    keep: a list that takes, per batch, what the MODEL was fed at each step, on the CPU. inputs: such a list; the MODEL
+    is fed the same again instead of following its own trajectory.
     """
-    jobs = sorted(jobs, key=lambda job: conditioning[job[0]][0].shape[1])  # one length of conditioning per batch; stable otherwise
+    jobs = sorted(
+        jobs, key=lambda job: conditioning[job[0]][0].shape[1]
+    )  # one length of conditioning per batch; stable otherwise
     latents = start_noise(model, trajectory.seed, trajectory.latents, trajectory.width, trajectory.height)
     with recorder.attached(unet_of(model)):
         for i, batch in enumerate(batched(jobs, conditioning, trajectory.batch_size)):
@@ -76,7 +107,8 @@ def run(model, conditioning: dict, jobs: list[tuple[str, int]], trajectory: Traj
 class Recorder:
     """Pools rows on the device as the layers run, moves them to the CPU once a step, and hands them on block by block.
 
-    collector: what a layer's rows are given to, MomentsFitter or RowKeeper. after_output: rows of what `to_out` makes of h, which an edit of keys, values or output all change; for measures.
+    collector: what a layer's rows are given to, MomentsFitter or RowKeeper. after_output: rows of what `to_out` makes
+    of h, which an edit of keys, values or output all change; for measures.
     """
 
     def __init__(self, layers: list[Layer], collector: type = MomentsFitter, after_output: bool = False):
@@ -92,7 +124,10 @@ class Recorder:
 
     @contextlib.contextmanager
     def attached(self, unet: torch.nn.Module) -> Iterator[None]:
-        """Hooks on the U-Net's cross-attention for the length of the block; all of them are gone after it, however it ends."""
+        """Hooks on the U-Net's cross-attention for the length of the block.
+
+        All of them are gone after it, however it ends.
+        """
         with contextlib.ExitStack() as stack:
             stack.callback(unet.register_forward_pre_hook(self._see_options, with_kwargs=True).remove)
             for layer in self.layers:
@@ -110,7 +145,10 @@ class Recorder:
 
     @staticmethod
     def rows_of(h: torch.Tensor) -> torch.Tensor:
-        """(B, positions, d) activations -> the rows that are kept: (B, d) float32 means over the positions, as in the paper."""
+        """(B, positions, d) activations -> the rows that are kept.
+
+        (B, d) float32 means over the positions, as in the paper.
+        """
         return h.mean(1, dtype=torch.float32)
 
     def _see_options(self, _, args, kwargs) -> None:
@@ -120,11 +158,17 @@ class Recorder:
     def _pool(self, name: str, h: torch.Tensor) -> None:
         """Keeps the conditional half of h (halves x size, positions, d), averaged over the positions in float32."""
         if h.shape[0] != len(self._halves) * self._size:
-            raise PureError(f"Layer {name} ran on a batch of {h.shape[0]}, not {len(self._halves)} x {self._size}: a node upstream splits or tiles the sampling; connect the MODEL from before it.")
-        for half, rows in zip(self._halves, h.split(self._size)):
+            raise PureError(
+                f"Layer {name} ran on a batch of {h.shape[0]}, not {len(self._halves)} x {self._size}: a node "
+                "upstream splits or tiles the sampling; connect the MODEL from before it."
+            )
+        for half, rows in zip(self._halves, h.split(self._size), strict=True):
             if half == 0:
                 if name in self._pooled:
-                    raise PureError(f"Layer {name} ran more than once in a step: a node upstream repeats or tiles the sampling; connect the MODEL from before it.")
+                    raise PureError(
+                        f"Layer {name} ran more than once in a step: a node upstream repeats or tiles the "
+                        "sampling; connect the MODEL from before it."
+                    )
                 self._pooled[name] = self.rows_of(rows)
 
     def collect(self) -> None:
@@ -142,7 +186,7 @@ class Recorder:
     def hand_on(self) -> None:
         """Gives the rows that are waiting to the collectors."""
         if self._block:
-            for name, part in zip(self._names, torch.cat(self._block).split(self._widths, 1)):
+            for name, part in zip(self._names, torch.cat(self._block).split(self._widths, 1), strict=True):
                 self.fitters[name].add(part)
                 self.counts[name] += part.shape[0]
         self._block = []
@@ -152,5 +196,9 @@ class Recorder:
         self.hand_on()
         short = [n for n, count in self.counts.items() if count != expected]
         if short:
-            raise PureError(f"Layer {short[0]} gave {self.counts[short[0]]} rows and not {expected}: something upstream bypasses the attention layers (TorchCompile, caching or tiling); connect the MODEL from before it.")
+            raise PureError(
+                f"Layer {short[0]} gave {self.counts[short[0]]} rows and not {expected}: something upstream "
+                "bypasses the attention layers (TorchCompile, caching or tiling); connect the MODEL from before "
+                "it."
+            )
         return {name: fitter.result() for name, fitter in self.fitters.items()}

@@ -1,4 +1,5 @@
 """Progress, interruption, and text that is shown on the node while it runs and after."""
+
 from __future__ import annotations
 
 import logging
@@ -14,7 +15,10 @@ SHOWN_LINES = 6  # of a report on the node itself; the STRING output has all of 
 
 
 class Progress:
-    """The host's progress bar, over samples x steps with latent previews (of a MODEL) or other work (None); answers a cancel at each step."""
+    """The host's progress bar, over samples x steps with latent previews (of a MODEL) or other work (None).
+
+    Answers a cancel at each step.
+    """
 
     def __init__(self, model, total: int):
         self.total, self.done = total, 0
@@ -49,7 +53,10 @@ def shortened(concepts: tuple[str, ...], most: int = 3) -> str:
 
 
 def report(text: str, warnings: list[str] = (), image=None, cls=None) -> dict:
-    """Logs a report's warnings and returns the node's `ui`: all of it for the history, its first lines for web/js/report.js to show on the node."""
+    """Logs a report's warnings and returns the node's `ui`.
+
+    All of it for the history, its first lines for web/js/report.js to show on the node.
+    """
     for warning in warnings:
         log.warning(warning)
     shown = {**ui.PreviewText(text).as_dict(), SHOWN: ("\n".join(text.splitlines()[:SHOWN_LINES]),)}

@@ -1,4 +1,5 @@
 """Runs prompts along a denoising trajectory through the host's own sampler, or feeds the MODEL given noised latents."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -19,7 +20,10 @@ SAMPLERS = ("euler", "ddim", "dpmpp_2m", "lms", "ipndm", "ipndm_v", "deis", "res
 
 @dataclass(frozen=True)
 class Trajectory:
-    """How the prompts are sampled; see PURE_CaptureActivations for what each means. Raises PureError on what cannot be run."""
+    """How the prompts are sampled; see PURE_CaptureActivations for what each means.
+
+    Raises PureError on what cannot be run.
+    """
 
     steps: int
     recorded_steps: int
@@ -34,10 +38,16 @@ class Trajectory:
 
     def __post_init__(self):
         if self.sampler_name not in offered_samplers():
-            raise PureError(f"sampler_name is {self.sampler_name!r}: samplers that draw noise, adapt their steps or evaluate twice a step cannot be recorded; choose one of {', '.join(offered_samplers())}.")
+            raise PureError(
+                f"sampler_name is {self.sampler_name!r}: samplers that draw noise, adapt their steps or evaluate "
+                f"twice a step cannot be recorded; choose one of {', '.join(offered_samplers())}."
+            )
         check_listed("scheduler", self.scheduler, offered_schedulers())
         if not 1 <= self.recorded_steps <= self.steps:
-            raise PureError(f"recorded_steps is {self.recorded_steps} and steps {self.steps}: record at least 1 and at most all of them.")
+            raise PureError(
+                f"recorded_steps is {self.recorded_steps} and steps {self.steps}: record at least 1 and at most "
+                "all of them."
+            )
         if not self.cfg >= 0:
             raise PureError(f"cfg is {self.cfg}: it has to be a number of at least 0 (1: no unconditional half).")
 
@@ -88,14 +98,18 @@ def encode_all(clip, texts: list[str], known: dict = MappingProxyType({})) -> di
 
 
 def encode(clip, text: str) -> tuple[torch.Tensor, dict]:
-    """The host's conditioning of one prompt: embedding (1, tokens, width) and the rest of its entry (pooled output, ...).
+    """The host's conditioning of one prompt: embedding (1, tokens, width) and the rest of its entry (pooled output,
+    ...).
 
     Raises the host's InterruptProcessingException if the user has cancelled, PureError for a CLIP with hooks.
     """
     check_cancelled()
     entries = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     if len(entries) != 1 or entries[0][1].get("hooks") is not None:
-        raise PureError("This CLIP carries hooks (a hook LoRA, scheduled or not), which patch the MODEL while it samples: connect the CLIP from before the hooks.")
+        raise PureError(
+            "This CLIP carries hooks (a hook LoRA, scheduled or not), which patch the MODEL while it samples: "
+            "connect the CLIP from before the hooks."
+        )
     return entries[0][0], entries[0][1]
 
 
@@ -112,7 +126,10 @@ def batched(jobs: list[tuple[str, int]], conditioning: dict, size: int) -> Itera
 
 
 def start_noise(model, seed: int, latents: int, width: int, height: int) -> torch.Tensor:
-    """(latents, channels, height / 8, width / 8) noise; the j-th depends on (seed, j) alone, and j = 0 is KSampler's own."""
+    """(latents, channels, height / 8, width / 8) noise.
+
+    The j-th depends on (seed, j) alone, and j = 0 is KSampler's own.
+    """
     latent_format = model.get_model_object("latent_format")
     scale = getattr(latent_format, "spacial_downscale_ratio", 8)
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -120,29 +137,71 @@ def start_noise(model, seed: int, latents: int, width: int, height: int) -> torc
     return torch.cat([torch.randn(shape, generator=generator) for _ in range(latents)])
 
 
-def sample(model, conditioning: dict, latents: torch.Tensor, batch: list[tuple[str, int]], trajectory: Trajectory, callback,
-           inputs: list[torch.Tensor] | None = None) -> None:
-    """Runs the host's sampler over the recorded steps for one batch of (prompt, latent) pairs, or feeds it given inputs."""
+def sample(
+    model,
+    conditioning: dict,
+    latents: torch.Tensor,
+    batch: list[tuple[str, int]],
+    trajectory: Trajectory,
+    callback,
+    inputs: list[torch.Tensor] | None = None,
+) -> None:
+    """Runs the host's sampler over the recorded steps for one batch of (prompt, latent) pairs, or feeds it given
+    inputs."""
     rows = [conditioning[text] for text, _ in batch]
-    extra = {k: torch.cat([row[1][k] for row in rows]) if torch.is_tensor(v) and v.shape[:1] == (1,) else v for k, v in rows[0][1].items()}
+    extra = {
+        k: torch.cat([row[1][k] for row in rows]) if torch.is_tensor(v) and v.shape[:1] == (1,) else v
+        for k, v in rows[0][1].items()
+    }
     positive = [[torch.cat([row[0] for row in rows]), extra]]
     negative = [[conditioning[""][0], dict(conditioning[""][1])]]
     noise = latents[[j for _, j in batch]]
-    sampler = comfy.samplers.KSampler(model, steps=trajectory.steps, device=model.load_device, sampler=trajectory.sampler_name,
-                                      scheduler=trajectory.scheduler, denoise=1.0, model_options=model.model_options)
+    sampler = comfy.samplers.KSampler(
+        model,
+        steps=trajectory.steps,
+        device=model.load_device,
+        sampler=trajectory.sampler_name,
+        scheduler=trajectory.scheduler,
+        denoise=1.0,
+        model_options=model.model_options,
+    )
     if len(sampler.sigmas) != trajectory.steps + 1:
-        raise PureError(f"The scheduler {trajectory.scheduler} gives {len(sampler.sigmas) - 1} steps where {trajectory.steps} are asked for: choose another scheduler or another number of steps.")
+        raise PureError(
+            f"The scheduler {trajectory.scheduler} gives {len(sampler.sigmas) - 1} steps where "
+            f"{trajectory.steps} are asked for: choose another scheduler or another number of steps."
+        )
     sigmas = sampler.sigmas[: trajectory.recorded_steps + 1]
     if inputs is not None:
-        comfy.sample.sample_custom(model, noise, trajectory.cfg, replay(inputs), sigmas, positive, negative, torch.zeros_like(noise),
-                                   callback=callback, disable_pbar=True, seed=trajectory.seed)
+        comfy.sample.sample_custom(
+            model,
+            noise,
+            trajectory.cfg,
+            replay(inputs),
+            sigmas,
+            positive,
+            negative,
+            torch.zeros_like(noise),
+            callback=callback,
+            disable_pbar=True,
+            seed=trajectory.seed,
+        )
         return
-    sampler.sample(noise, positive, negative, cfg=trajectory.cfg, latent_image=torch.zeros_like(noise), sigmas=sigmas,
-                   callback=callback, disable_pbar=True, seed=trajectory.seed)
+    sampler.sample(
+        noise,
+        positive,
+        negative,
+        cfg=trajectory.cfg,
+        latent_image=torch.zeros_like(noise),
+        sigmas=sigmas,
+        callback=callback,
+        disable_pbar=True,
+        seed=trajectory.seed,
+    )
 
 
 def replay(inputs: list[torch.Tensor]) -> comfy.samplers.KSAMPLER:
     """A sampler that evaluates the MODEL on given noised latents, one a step, and goes nowhere."""
+
     def run(model, x, sigmas, extra_args=None, callback=None, disable=None):
         for i, given in enumerate(inputs):
             given = given.to(x)

@@ -1,4 +1,5 @@
 """Pairs of subspaces for tests: random, overlapping, nested, orthogonal and empty ones, float64."""
+
 import torch
 
 

@@ -1,4 +1,5 @@
 """Bases from activations: both rules, structures, centring, faults."""
+
 import pytest
 import torch
 from pure_pack.pure_core.activations import Activations, merge_activations
@@ -18,7 +19,9 @@ CONCEPT, SHARED = orthonormal(D, 8, 7).split([2, 6], 1)
 def rows(concept, seed, n=60):
     g = torch.Generator().manual_seed(seed)
     h = torch.randn(n, 6, dtype=torch.float64, generator=g) @ SHARED.T + 3 * SHARED[:, 0]
-    return h + (0.5 * torch.randn(n, 2, dtype=torch.float64, generator=g) @ CONCEPT.T + 0.5 * CONCEPT[:, 0] if concept else 0)
+    return h + (
+        0.5 * torch.randn(n, 2, dtype=torch.float64, generator=g) @ CONCEPT.T + 0.5 * CONCEPT[:, 0] if concept else 0
+    )
 
 
 def captured(role, concepts, blocks, heads=HEADS, **provenance):
@@ -27,14 +30,32 @@ def captured(role, concepts, blocks, heads=HEADS, **provenance):
         fitter = MomentsFitter(blocks[i].shape[1])
         fitter.add(blocks[i])
         moments[name] = fitter.result()
-    common = {"steps": 10, "recorded_steps": 10, "sampler_name": "euler", "scheduler": "normal", "cfg": 1.0, "width": 64, "height": 64, "fingerprint": "ab", "context_width": 16}
-    return Activations(moments, dict.fromkeys(LAYERS, heads), {**common, "role": role, "concepts": list(concepts), "prompts": list(concepts), **provenance})
+    common = {
+        "steps": 10,
+        "recorded_steps": 10,
+        "sampler_name": "euler",
+        "scheduler": "normal",
+        "cfg": 1.0,
+        "width": 64,
+        "height": 64,
+        "fingerprint": "ab",
+        "context_width": 16,
+    }
+    return Activations(
+        moments,
+        dict.fromkeys(LAYERS, heads),
+        {**common, "role": role, "concepts": list(concepts), "prompts": list(concepts), **provenance},
+    )
 
 
 FORGET = captured("forget", ["zorbo"], [rows(True, 1), rows(True, 2)])
 RETAIN = captured("retain", ["miplo"], [rows(False, 3, 200), rows(False, 4, 200)])
-WORKING = [Settings("contrast", retain_weight=0.2, max_rank=2, centering="none"), Settings("energy", 0.9999, 0.999, centering="none"),
-           Settings("energy", 0.9999, 0.99, centering="retain mean"), Settings("contrast", retain_weight=0.2, max_rank=2, centering="retain mean")]
+WORKING = [
+    Settings("contrast", retain_weight=0.2, max_rank=2, centering="none"),
+    Settings("energy", 0.9999, 0.999, centering="none"),
+    Settings("energy", 0.9999, 0.99, centering="retain mean"),
+    Settings("contrast", retain_weight=0.2, max_rank=2, centering="retain mean"),
+]
 
 
 @pytest.mark.parametrize("settings", WORKING, ids=str)
@@ -54,12 +75,20 @@ def test_the_concept_goes_and_the_rest_stays(settings):
 
 def test_a_usual_energy_pair_erases_less_than_a_high_and_a_low_one():
     """Both at .95: the mean and the common part take the energy."""
+
     def left(settings):
         basis, _ = build_basis(FORGET, RETAIN, settings)
         b = basis.layers[LAYERS[0]]
-        return leakage(h := rows(True, 9), h @ edit_matrix(b.u.double(), b.m.double()).T, CONCEPT, rows(False, 5).mean(0))
+        return leakage(
+            h := rows(True, 9), h @ edit_matrix(b.u.double(), b.m.double()).T, CONCEPT, rows(False, 5).mean(0)
+        )
 
-    assert left(Settings("energy", 0.9, 0.99, centering="none")) > 0.9 > 0.2 > left(Settings("energy", 0.9999, 0.99, centering="none"))
+    assert (
+        left(Settings("energy", 0.9, 0.99, centering="none"))
+        > 0.9
+        > 0.2
+        > left(Settings("energy", 0.9999, 0.99, centering="none"))
+    )
 
 
 @pytest.mark.parametrize("rule", ["energy", "contrast"])
@@ -97,7 +126,9 @@ def test_without_retain_the_mean_cannot_be_taken_off_and_the_report_says_so():
     for rule in ("energy", "contrast"):
         centred, warnings = build_basis(FORGET, None, Settings(rule, centering="retain mean"))
         plain, _ = build_basis(FORGET, None, Settings(rule, centering="none"))
-        assert "no retain capture" in warnings[0] and not any("no retain" in w for w in build_basis(FORGET, RETAIN, Settings(rule))[1])
+        assert "no retain capture" in warnings[0] and not any(
+            "no retain" in w for w in build_basis(FORGET, RETAIN, Settings(rule))[1]
+        )
         assert all(torch.equal(centred.layers[n].u, plain.layers[n].u) for n in LAYERS)
 
 
@@ -114,25 +145,61 @@ def test_the_retain_mean_is_kept_when_it_is_taken_off():
         assert (edit_matrix(b.u.double(), b.m.double()) @ mean - mean).norm() < 1e-5 * mean.norm()
 
 
-@pytest.mark.parametrize(("forget", "retain", "settings", "words"), [
-    (FORGET, captured("retain", ["Miplo", "ZORBO"], [rows(False, 3), rows(False, 4)]), Settings(), "zorbo: to be forgotten and to be retained"),
-    (RETAIN, None, Settings(), "made from retain prompts"),
-    (FORGET, FORGET, Settings(), "made from forget prompts"),
-    (FORGET, captured("retain", ["m"], [rows(False, 3), rows(False, 4)], heads=2), Settings(), "different models: layer input_blocks.1.1"),
-    (FORGET, captured("retain", ["twin"], [rows(True, 1), rows(True, 2)]), Settings("energy", 0.9, 1.0), "would change nothing"),
-    (FORGET, RETAIN, Settings(retain_weight=1e12), "would change nothing"),
-    (FORGET, captured("retain", ["m"], [rows(False, 3), rows(False, 4)], prompts=["a photo of Zorbo", "zorbo"]), Settings(), "zorbo: to be forgotten and to be retained"),
-    (FORGET, captured("retain", ["m"], [rows(False, 3), rows(False, 4)], fingerprint="cd"), Settings(), "of different weights"),
-])
+@pytest.mark.parametrize(
+    ("forget", "retain", "settings", "words"),
+    [
+        (
+            FORGET,
+            captured("retain", ["Miplo", "ZORBO"], [rows(False, 3), rows(False, 4)]),
+            Settings(),
+            "zorbo: to be forgotten and to be retained",
+        ),
+        (RETAIN, None, Settings(), "made from retain prompts"),
+        (FORGET, FORGET, Settings(), "made from forget prompts"),
+        (
+            FORGET,
+            captured("retain", ["m"], [rows(False, 3), rows(False, 4)], heads=2),
+            Settings(),
+            "different models: layer input_blocks.1.1",
+        ),
+        (
+            FORGET,
+            captured("retain", ["twin"], [rows(True, 1), rows(True, 2)]),
+            Settings("energy", 0.9, 1.0),
+            "would change nothing",
+        ),
+        (FORGET, RETAIN, Settings(retain_weight=1e12), "would change nothing"),
+        (
+            FORGET,
+            captured("retain", ["m"], [rows(False, 3), rows(False, 4)], prompts=["a photo of Zorbo", "zorbo"]),
+            Settings(),
+            "zorbo: to be forgotten and to be retained",
+        ),
+        (
+            FORGET,
+            captured("retain", ["m"], [rows(False, 3), rows(False, 4)], fingerprint="cd"),
+            Settings(),
+            "of different weights",
+        ),
+    ],
+)
 def test_what_would_not_work_is_refused(forget, retain, settings, words):
     with pytest.raises(PureError, match=words):
         build_basis(forget, retain, settings)
 
 
-@pytest.mark.parametrize(("values", "words"), [
-    ({"rule": "x"}, "rule is 'x'"), ({"centering": "x"}, "centering is 'x'"), ({"structure": "x"}, "structure is 'x'"),
-    ({"forget_energy": float("nan")}, "forget_energy is nan"), ({"retain_energy": 1.5}, "retain_energy is 1.5"), ({"retain_weight": -1.0}, "retain_weight is -1"), ({"retain_weight": float("nan")}, "retain_weight is nan"),
-])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"rule": "x"}, "rule is 'x'"),
+        ({"centering": "x"}, "centering is 'x'"),
+        ({"structure": "x"}, "structure is 'x'"),
+        ({"forget_energy": float("nan")}, "forget_energy is nan"),
+        ({"retain_energy": 1.5}, "retain_energy is 1.5"),
+        ({"retain_weight": -1.0}, "retain_weight is -1"),
+        ({"retain_weight": float("nan")}, "retain_weight is nan"),
+    ],
+)
 def test_settings_that_are_not_offered_are_refused(values, words):
     with pytest.raises(PureError, match=words):
         Settings(**values)
@@ -141,27 +208,37 @@ def test_settings_that_are_not_offered_are_refused(values, words):
 def test_weak_bases_are_warned_of():
     _, warnings = build_basis(FORGET, RETAIN, Settings("energy", 0.3, 0.9, centering="none"))
     assert any("Rank 1" in w for w in warnings) and any("less than a tenth" in w for w in warnings)
-    _, warnings = build_basis(FORGET, captured("retain", ["twin"], [rows(True, 11, 500), rows(True, 12, 500)]), Settings("contrast"))
+    _, warnings = build_basis(
+        FORGET, captured("retain", ["twin"], [rows(True, 11, 500), rows(True, 12, 500)]), Settings("contrast")
+    )
     assert any("hardly stronger" in w for w in warnings)
     assert build_basis(FORGET, RETAIN, Settings())[1] == []  # control
 
 
 def test_captures_made_in_different_ways_are_warned_of():
-    basis, warnings = build_basis(FORGET, captured("retain", ["m"], [rows(False, 3, 200), rows(False, 4, 200)], steps=4, seed=7), Settings())
+    basis, warnings = build_basis(
+        FORGET, captured("retain", ["m"], [rows(False, 3, 200), rows(False, 4, 200)], steps=4, seed=7), Settings()
+    )
     assert len(warnings) == 1 and "differ in steps, seed" in warnings[0]
     assert basis.provenance["retain"]["seed"] == 7
 
 
 def test_without_retain_the_edit_does_not_depend_on_the_scale_of_the_activations():
-    bases = [build_basis(captured("forget", ["zorbo"], [scale * rows(True, 1), scale * rows(True, 2)]), None, Settings())[0] for scale in (1.0, 1e-3)]
-    for one, other in zip(*(b.layers.values() for b in bases)):
+    bases = [
+        build_basis(captured("forget", ["zorbo"], [scale * rows(True, 1), scale * rows(True, 2)]), None, Settings())[0]
+        for scale in (1.0, 1e-3)
+    ]
+    for one, other in zip(*(b.layers.values() for b in bases), strict=True):
         assert one.rank == other.rank > 1 and (one.u @ one.m.T - other.u @ other.m.T).abs().max() < 1e-5
 
 
 def test_the_basis_is_the_same_to_the_bit_when_built_twice():
     for settings in WORKING:
         one, two = (build_basis(FORGET, RETAIN, settings)[0] for _ in range(2))
-        assert all(torch.equal(one.layers[n].u, two.layers[n].u) and torch.equal(one.layers[n].m, two.layers[n].m) for n in LAYERS)
+        assert all(
+            torch.equal(one.layers[n].u, two.layers[n].u) and torch.equal(one.layers[n].m, two.layers[n].m)
+            for n in LAYERS
+        )
 
 
 def test_merging_captures_adds_rows_and_concepts_and_refuses_what_does_not_fit():
@@ -171,7 +248,11 @@ def test_merging_captures_adds_rows_and_concepts_and_refuses_what_does_not_fit()
     whole = captured("retain", ["x", "y"], [torch.cat([rows(False, 50 + i), rows(False, 60 + i)]) for i in range(2)])
     one, two = (build_basis(FORGET, r, Settings())[0].layers[LAYERS[0]] for r in (merged, whole))
     assert (edit_matrix(one.u, one.m) - edit_matrix(two.u, two.m)).abs().max() < 1e-5
-    for change, words in (({"steps": 9}, "differ in steps"), ({"fingerprint": "cd"}, "differ in the weights"), ({"cfg": 2.0}, "differ in cfg")):
+    for change, words in (
+        ({"steps": 9}, "differ in steps"),
+        ({"fingerprint": "cd"}, "differ in the weights"),
+        ({"cfg": 2.0}, "differ in cfg"),
+    ):
         with pytest.raises(PureError, match=words):
             merge_activations(a, captured("retain", ["y"], [rows(False, 1), rows(False, 2)], **change))
     with pytest.raises(PureError, match="one role only"):

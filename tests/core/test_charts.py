@@ -1,4 +1,5 @@
 """Charts show what they are given, the same each time."""
+
 import torch
 from pure_pack.pure_core.build import Settings, build_basis
 from pure_pack.pure_core.charts import BLUE, ORANGE, SIZE, basis_chart, leakage_chart
@@ -13,28 +14,48 @@ def blue(picture):
 
 
 def test_the_basis_chart_shows_the_basis_and_is_the_same_each_time():
-    pictures = [basis_chart(build_basis(FORGET, RETAIN, s)[0]) for s in (Settings("contrast"), Settings("contrast"), Settings("energy", 0.9999, 0.99))]
+    pictures = [
+        basis_chart(build_basis(FORGET, RETAIN, s)[0])
+        for s in (Settings("contrast"), Settings("contrast"), Settings("energy", 0.9999, 0.99))
+    ]
     for picture in pictures:
         assert picture.shape == (1, SIZE[1], SIZE[0], 3) and 0 <= picture.min() < 0.2 and picture.max() == 1
     assert torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[0], pictures[2])
 
 
 def test_the_spectrum_of_the_contrast_rule_shows_ratios_the_weight_and_the_kept_rank():
-    shown = lambda **changes: basis_chart(build_basis(FORGET, RETAIN, Settings("contrast", **changes))[0])
+    def shown(**changes):
+        return basis_chart(build_basis(FORGET, RETAIN, Settings("contrast", **changes))[0])
+
     assert not torch.equal(shown(retain_weight=3.0), shown(retain_weight=3.5))
-    orange = [int(((shown(retain_weight=w)[0] * 255).round() == torch.tensor(ORANGE)).all(-1).sum()) for w in (3.0, 0.0)]
+    orange = [
+        int(((shown(retain_weight=w)[0] * 255).round() == torch.tensor(ORANGE)).all(-1).sum()) for w in (3.0, 0.0)
+    ]
     assert orange[0] > 300 and orange[1] == 0  # the line at the weight, and none
 
 
 def test_the_leakage_charts_bars_grow_with_the_leakage_for_any_number_of_layers():
     for n in (1, 16, 70):
-        areas = [blue(leakage_chart({f"input_blocks.{i}.1.transformer_blocks.0.attn2": LayerLeakage(v, 0.1, 3) for i in range(n)}, ("zorbo",))) for v in (0.1, 0.5, 1.0)]
+        areas = [
+            blue(
+                leakage_chart(
+                    {f"input_blocks.{i}.1.transformer_blocks.0.attn2": LayerLeakage(v, 0.1, 3) for i in range(n)},
+                    ("zorbo",),
+                )
+            )
+            for v in (0.1, 0.5, 1.0)
+        ]
         assert 4 < areas[1] / areas[0] < 6 and 1.8 < areas[2] / areas[1] < 2.2
 
 
 def test_the_grid_holds_every_picture():
     before, after = (torch.full((3, 64, 64, 3), v) for v in (0.25, 0.75))
-    grid = comparison_grid(before, after, ["one", "two words", "a prompt that is far too long for the width of one picture " * 3], columns=2)
+    grid = comparison_grid(
+        before,
+        after,
+        ["one", "two words", "a prompt that is far too long for the width of one picture " * 3],
+        columns=2,
+    )
     for value in (0.25, 0.75):
         shown = ((grid - value).abs() < 0.01).all(-1).sum()
         assert 3 * 256 * 256 <= shown < 3.1 * 256 * 256

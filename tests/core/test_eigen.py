@@ -29,7 +29,9 @@ def test_left_directions_are_those_of_the_decomposition_whatever_is_asked_for(sh
     u, s, _ = torch.linalg.svd(a, full_matrices=False)
     k = max(int((s.square() >= least).sum()), 1)
     assert z.shape[1] == k and k <= len(found) <= len(s)
-    assert (found[:k].square() - s[:k].square()).abs().max() < 1e-12 * s[0] ** 2 and ((found - s[: len(found)]).abs() <= 1e-3 * s[: len(found)] + 1e-7 * s[0]).all()
+    assert (found[:k].square() - s[:k].square()).abs().max() < 1e-12 * s[0] ** 2 and (
+        (found - s[: len(found)]).abs() <= 1e-3 * s[: len(found)] + 1e-7 * s[0]
+    ).all()
     assert (z.T @ z - torch.eye(k)).abs().max() < 1e-8 and (z @ z.T - u[:, :k] @ u[:, :k].T).abs().max() < 1e-8
     assert torch.equal(z, left_directions(a, at_least(least))[1])  # bit by bit
 
@@ -39,14 +41,21 @@ def test_leading_pairs_are_those_of_a_whole_decomposition(power):
     g, q = gram(falling(600, power))
     values, vectors = krylov_pairs(g, at_least(0.03))
     k = vectors.shape[1]
-    assert k == int((falling(600, power) >= 0.03).sum()) + 1 and k <= len(values) < 600  # one behind the cut, which proves it
-    assert (values[:k] - falling(600, power)[:k]).abs().max() < 1e-13 and (vectors @ vectors.T - q[:, :k] @ q[:, :k].T).abs().max() < 1e-10
+    assert (
+        k == int((falling(600, power) >= 0.03).sum()) + 1 and k <= len(values) < 600
+    )  # one behind the cut, which proves it
+    assert (values[:k] - falling(600, power)[:k]).abs().max() < 1e-13 and (
+        vectors @ vectors.T - q[:, :k] @ q[:, :k].T
+    ).abs().max() < 1e-10
     assert ((values - falling(600, power)[: len(values)]).abs() < 2e-3 * falling(600, power)[: len(values)]).all()
 
 
 def test_a_cut_by_the_share_of_the_sum_needs_no_other_values():
     exact = falling(600)
-    by_share = lambda values, total: min(int((values.cumsum(0) / total < 0.95).sum()) + 1, len(values))
+
+    def by_share(values, total):
+        return min(int((values.cumsum(0) / total < 0.95).sum()) + 1, len(values))
+
     _, vectors = krylov_pairs(gram(exact)[0], by_share)
     assert vectors.shape[1] - 1 == int((exact.cumsum(0) / exact.sum() < 0.95).sum()) + 1
 
@@ -56,7 +65,9 @@ def test_directions_that_the_krylov_space_cannot_hold_are_missed_by_nobody():
     count = BLOCK + 10
     values = torch.cat([torch.ones(count, dtype=torch.float64), 1e-3 * falling(400 - count)])
     g, q = gram(values)
-    assert not is_all_above(g, torch.cat([values[:BLOCK], values[count : count + 1]]), torch.cat([q[:, :BLOCK], q[:, count : count + 1]], 1))
+    assert not is_all_above(
+        g, torch.cat([values[:BLOCK], values[count : count + 1]]), torch.cat([q[:, :BLOCK], q[:, count : count + 1]], 1)
+    )
     assert is_all_above(g, values[: count + 1], q[:, : count + 1])
     _, z = left_directions((q * values.sqrt()) @ orthonormal(400, 400, 5), at_least(0.5))
     assert z.shape[1] == count and (z @ z.T - q[:, :count] @ q[:, :count].T).abs().max() < 1e-8

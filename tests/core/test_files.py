@@ -1,4 +1,5 @@
 """The file format of a basis: round trip, refusals, mutated files, and files that are whole or not there."""
+
 import errno
 import json
 import random
@@ -25,7 +26,12 @@ def test_a_basis_is_read_back_as_it_was(tmp_path, rule):
     saved = basis(rule)
     save_basis(saved, tmp_path / "b.safetensors")
     read = load_basis(tmp_path / "b.safetensors")
-    assert (read.rule, read.structure, read.settings, read.provenance) == (saved.rule, saved.structure, saved.settings, saved.provenance)
+    assert (read.rule, read.structure, read.settings, read.provenance) == (
+        saved.rule,
+        saved.structure,
+        saved.settings,
+        saved.provenance,
+    )
     for name, layer in saved.layers.items():
         assert read.layers[name].heads == layer.heads
         assert all(torch.equal(getattr(read.layers[name], f), getattr(layer, f)) for f in TENSORS)
@@ -36,7 +42,9 @@ def test_without_the_recipe_no_prompt_is_in_the_file(tmp_path):
     save_basis(basis(), tmp_path / "b.safetensors", embed_recipe=False)
     assert b"zorbo" not in (tmp_path / "b.safetensors").read_bytes()
     read = load_basis(tmp_path / "b.safetensors")
-    assert read.layers.keys() == basis().layers.keys() and read.provenance == {k: basis().provenance[k] for k in OF_THE_MODEL}  # another fine-tune can still be warned of
+    assert read.layers.keys() == basis().layers.keys() and read.provenance == {
+        k: basis().provenance[k] for k in OF_THE_MODEL
+    }  # another fine-tune can still be warned of
     save_basis(basis(), tmp_path / "c.safetensors")
     assert b"zorbo" in (tmp_path / "c.safetensors").read_bytes()  # control
 
@@ -52,7 +60,7 @@ def rewrite(path, change):
 def layout(path):
     """What a file has: fields of a layer with their type and dimensions, and keys of its head."""
     with safe_open(path, framework="pt") as file:
-        head, tensors = json.loads(file.metadata()["pure"]), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        head, tensors = json.loads(file.metadata()["pure"]), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (no dict)
     return {(k.rpartition(".")[2], t.dtype, t.dim()) for k, t in tensors.items()}, set(head), tensors
 
 
@@ -61,7 +69,10 @@ def test_a_file_of_the_first_version_is_read_for_ever_and_the_format_only_grows(
     first_version = Path(__file__).parent / "fixtures" / f"basis_version_1_{rule}.safetensors"
     fields, head, tensors = layout(first_version)
     read = load_basis(first_version)
-    assert read.rule == rule and all(torch.equal(layer.u, tensors[f"{name}.u"]) and torch.equal(layer.m, tensors[f"{name}.m"]) for name, layer in read.layers.items())
+    assert read.rule == rule and all(
+        torch.equal(layer.u, tensors[f"{name}.u"]) and torch.equal(layer.m, tensors[f"{name}.m"])
+        for name, layer in read.layers.items()
+    )
     save_basis(read, tmp_path / "now.safetensors")
     fields_now, head_now, _ = layout(tmp_path / "now.safetensors")
     assert fields <= fields_now and head <= head_now
@@ -74,16 +85,19 @@ def first(tensors, field):
     return next(k for k in tensors if k.endswith(f".{field}"))
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda t, h: h.update(version=99), "version 99"),
-    (lambda t, h: h.update(format="other"), "format 'other'"),
-    (lambda t, h: h.pop("heads"), "is not a PURE basis"),
-    (lambda t, h: t.pop(first(t, "u")), "does not hold the layers"),
-    (lambda t, h: t.update({first(t, "v_f"): t[first(t, "v_f")] * 1.001}), "not orthonormal"),
-    (lambda t, h: t[first(t, "m")].fill_(float("nan")), "not finite"),
-    (lambda t, h: t.update({first(t, "u"): t[first(t, "u")].half()}), "float16"),
-    (lambda t, h: t.update({first(t, "u"): t[first(t, "u")][:, :1].clone()}), "shapes do not fit"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t, h: h.update(version=99), "version 99"),
+        (lambda t, h: h.update(format="other"), "format 'other'"),
+        (lambda t, h: h.pop("heads"), "is not a PURE basis"),
+        (lambda t, h: t.pop(first(t, "u")), "does not hold the layers"),
+        (lambda t, h: t.update({first(t, "v_f"): t[first(t, "v_f")] * 1.001}), "not orthonormal"),
+        (lambda t, h: t[first(t, "m")].fill_(float("nan")), "not finite"),
+        (lambda t, h: t.update({first(t, "u"): t[first(t, "u")].half()}), "float16"),
+        (lambda t, h: t.update({first(t, "u"): t[first(t, "u")][:, :1].clone()}), "shapes do not fit"),
+    ],
+)
 def test_a_damaged_basis_is_refused_in_one_sentence(tmp_path, change, words):
     path = tmp_path / "b.safetensors"
     save_basis(basis(), path)
@@ -93,7 +107,11 @@ def test_a_damaged_basis_is_refused_in_one_sentence(tmp_path, change, words):
         load_basis(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80\x04}.", b"\xff" * 64, b"PK\x03\x04" + b"\0" * 40], ids=["empty", "pickle", "huge header", "zip"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x80\x04}.", b"\xff" * 64, b"PK\x03\x04" + b"\0" * 40],
+    ids=["empty", "pickle", "huge header", "zip"],
+)
 def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
     (tmp_path / "b.safetensors").write_bytes(content)
     with pytest.raises(PureError, match="is not a PURE basis"):

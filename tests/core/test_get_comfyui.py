@@ -1,4 +1,5 @@
 """The set-up tool's own promises; that it sets a ComfyUI up is shown by every other test."""
+
 import pytest
 
 import get_comfyui
@@ -82,5 +83,7 @@ def test_without_a_chromium_the_tests_set_up_ends_in_one_sentence(monkeypatch, c
     assert get_comfyui.main(["--tests"]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "No Chromium was found" in said and "apt-get install chromium" in said
-    monkeypatch.setattr(get_comfyui.shutil, "which", lambda name: f"/somewhere/{name}" if name == "google-chrome" else None)
+    monkeypatch.setattr(
+        get_comfyui.shutil, "which", lambda name: f"/somewhere/{name}" if name == "google-chrome" else None
+    )
     assert get_comfyui.find_chromium() == "/somewhere/google-chrome"  # control

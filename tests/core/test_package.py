@@ -1,4 +1,5 @@
-"""The archive that would be published: exactly the listed parts, small, and nothing in it that a registry scan flags."""
+"""The archive that would be published: the listed parts alone, small, and nothing that a registry scan flags."""
+
 import ast
 import os
 import re
@@ -10,7 +11,19 @@ import pack
 from get_comfyui import get_comfy_cli
 from pack import archived
 
-LISTED = {"__init__.py", "nodes", "pure_core", "web", "locales", "example_workflows", "subgraphs", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
+LISTED = {
+    "__init__.py",
+    "nodes",
+    "pure_core",
+    "web",
+    "locales",
+    "example_workflows",
+    "subgraphs",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+}
 PICTURES = (".jpg", ".png")
 ROOT = pack.PROJECT
 
@@ -23,19 +36,36 @@ def test_the_archive_is_what_is_listed_and_small():
     parts = {f.split("/")[0] for f in archived()}
     assert parts == LISTED
     assert sum((ROOT / f).stat().st_size for f in archived() if not f.endswith(PICTURES)) < 2**20
-    assert any(f.startswith("tests/") for f in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines())  # control: there is something to leave out
+    assert any(
+        f.startswith("tests/")
+        for f in subprocess.run(
+            ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+    )  # control: there is something to leave out
 
 
 def test_git_knows_every_file_that_would_be_shipped():
     """A new file has to be added before the tests below can see it."""
-    unknown = subprocess.run(["git", "ls-files", "--others", "--exclude-standard", "--", *sorted(LISTED)], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    unknown = subprocess.run(
+        ["git", "ls-files", "--others", "--exclude-standard", "--", *sorted(LISTED)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
     assert unknown == [], "git add these files: the archive holds only what git knows"
 
 
 def comfy_cli(folder, *command):
     """Runs comfy-cli in a folder, with a home of its own and without its reports to its makers."""
     environment = {**os.environ, "HOME": str(folder / "home"), "DO_NOT_TRACK": "1", "PYTHONPATH": str(get_comfy_cli())}
-    done = subprocess.run([sys.executable, "-m", "comfy_cli", "--skip-prompt", "node", *command], cwd=folder / "clone", env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "comfy_cli", "--skip-prompt", "node", *command],
+        cwd=folder / "clone",
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -47,17 +77,53 @@ def test_comfy_cli_finds_no_fault_and_packs_what_is_listed(tmp_path):
     status, words = comfy_cli(tmp_path, "pack")
     assert status == 0, words
     with zipfile.ZipFile(tmp_path / "clone" / "node.zip") as archive:
-        packed, size = set(archive.namelist()), sum(i.compress_size for i in archive.infolist() if not i.filename.endswith(PICTURES))
+        packed, size = (
+            set(archive.namelist()),
+            sum(i.compress_size for i in archive.infolist() if not i.filename.endswith(PICTURES)),
+        )
     assert {f.split("/")[0] for f in packed} == LISTED and size < 2**20
-    assert packed ^ set(archived()) <= set(subprocess.run(["git", "diff", "--name-only", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())  # but for what is not committed yet
+    assert packed ^ set(archived()) <= set(
+        subprocess.run(
+            ["git", "diff", "--name-only", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split()
+    )  # but for what is not committed yet
     (tmp_path / "clone" / "nodes" / "prompts.py").write_text("exec('1')\n", encoding="utf-8")  # control
     assert "S102" in comfy_cli(tmp_path, "validate")[1]
 
 
 FLAGGED_CALLS = {"eval", "exec", "compile", "__import__"}
-FLAGGED_MODULES = {"subprocess", "multiprocessing", "socket", "ssl", "websockets", "requests", "urllib", "http", "aiohttp", "httpx", "ftplib", "pickle", "ctypes", "importlib", "builtins", "base64", "marshal", "shelve"}
-FLAGGED_ATTRIBUTES = {"environ", "getenv", "putenv", "system", "popen", "hub", "urlopen"}  # and torch.load, which unpickles
-FLAGGED_WORDS = re.compile(r"\b(eval|Function|fetch|XMLHttpRequest|WebSocket|importScripts|innerHTML)\b|https?://")  # of what runs in the browser
+FLAGGED_MODULES = {
+    "subprocess",
+    "multiprocessing",
+    "socket",
+    "ssl",
+    "websockets",
+    "requests",
+    "urllib",
+    "http",
+    "aiohttp",
+    "httpx",
+    "ftplib",
+    "pickle",
+    "ctypes",
+    "importlib",
+    "builtins",
+    "base64",
+    "marshal",
+    "shelve",
+}
+FLAGGED_ATTRIBUTES = {
+    "environ",
+    "getenv",
+    "putenv",
+    "system",
+    "popen",
+    "hub",
+    "urlopen",
+}  # and torch.load, which unpickles
+FLAGGED_WORDS = re.compile(
+    r"\b(eval|Function|fetch|XMLHttpRequest|WebSocket|importScripts|innerHTML)\b|https?://"
+)  # of what runs in the browser
 
 
 def faults(tree):
@@ -66,7 +132,13 @@ def faults(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FLAGGED_CALLS:
             out.append(node.func.id)
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names = (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
         out += [n for n in names if n.split(".")[0] in FLAGGED_MODULES]
         if isinstance(node, ast.ImportFrom):
             out += [a.name for a in node.names if a.name in FLAGGED_ATTRIBUTES]
@@ -77,12 +149,24 @@ def faults(tree):
 
 def test_nothing_shipped_is_flagged():
     assert {f: faults(tree) for f, tree in shipped_sources().items() if faults(tree)} == {}
-    assert set(faults(ast.parse("import pickle, os, torch\nfrom os import getenv\nos.environ['x'] = eval('1')\ntorch.load('x')"))) == {"pickle", "getenv", "eval", "environ", "load"}  # control
+    assert set(
+        faults(
+            ast.parse("import pickle, os, torch\nfrom os import getenv\nos.environ['x'] = eval('1')\ntorch.load('x')")
+        )
+    ) == {"pickle", "getenv", "eval", "environ", "load"}  # control
 
 
 def test_nothing_that_runs_in_the_browser_is_flagged():
     scripts = [f for f in archived() if f.endswith(".js")]
-    assert scripts and {f: FLAGGED_WORDS.findall((ROOT / f).read_text(encoding="utf-8")) for f in scripts if FLAGGED_WORDS.search((ROOT / f).read_text(encoding="utf-8"))} == {}
+    assert (
+        scripts
+        and {
+            f: FLAGGED_WORDS.findall((ROOT / f).read_text(encoding="utf-8"))
+            for f in scripts
+            if FLAGGED_WORDS.search((ROOT / f).read_text(encoding="utf-8"))
+        }
+        == {}
+    )
     assert FLAGGED_WORDS.search("await fetch('x')")  # control
 
 
@@ -92,7 +176,13 @@ def test_a_scanner_finds_every_node_in_the_sources():
     for tree in shipped_sources().values():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "io.ComfyNode" for base in node.bases):
-                ids = [k.value.value for call in ast.walk(node) if isinstance(call, ast.Call) for k in call.keywords if k.arg == "node_id" and isinstance(k.value, ast.Constant)]
+                ids = [
+                    k.value.value
+                    for call in ast.walk(node)
+                    if isinstance(call, ast.Call)
+                    for k in call.keywords
+                    if k.arg == "node_id" and isinstance(k.value, ast.Constant)
+                ]
                 assert len(ids) == 1 and ids[0].startswith("PURE_"), node.name
                 found += ids
     assert sorted(found) == sorted(page.stem for page in (ROOT / "web" / "docs").glob("*.md"))
@@ -100,12 +190,27 @@ def test_a_scanner_finds_every_node_in_the_sources():
 
 def test_no_placeholder_is_published_by_accident():
     """The publish workflow refuses while publisher and owner are not filled in."""
-    text, workflow = (ROOT / "pyproject.toml").read_text(encoding="utf-8"), (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8")
+    text, workflow = (
+        (ROOT / "pyproject.toml").read_text(encoding="utf-8"),
+        (ROOT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8"),
+    )
     words = re.search(r"grep -nE '([^']+)' pyproject.toml", workflow)[1]
     assert {w for w in ("PUBLISHER_ID", "REPOSITORY_OWNER") if w in text} <= set(words.split("|"))
 
 
 def test_the_mathematics_imports_without_a_host():
-    code = "import sys, importlib.util as u; s = u.spec_from_file_location('p', r'%s', submodule_search_locations=[r'%s']); m = u.module_from_spec(s); sys.modules['p'] = m; s.loader.exec_module(m); import p.pure_core.build, p.pure_core.files, p.pure_core.charts, p.pure_core.grid; print(sorted(n for n in sys.modules if n.split('.')[0] in ('comfy', 'nodes', 'comfy_api', 'folder_paths', 'server')))"
-    done = subprocess.run([sys.executable, "-c", code % (ROOT / "__init__.py", ROOT)], capture_output=True, text=True, check=True, cwd=ROOT / "tools")
+    code = (
+        "import sys, importlib.util as u; s = u.spec_from_file_location('p', r'%s', "
+        "submodule_search_locations=[r'%s']); m = u.module_from_spec(s); sys.modules['p'] = m; "
+        "s.loader.exec_module(m); import p.pure_core.build, p.pure_core.files, p.pure_core.charts, p.pure_core.grid; "
+        "print(sorted(n for n in sys.modules if n.split('.')[0] in ('comfy', 'nodes', 'comfy_api', 'folder_paths', "
+        "'server')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code % (ROOT / "__init__.py", ROOT)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT / "tools",
+    )
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,5 @@
 """Every claim on the algebra of E = I - P_F (I - P_R), in float64."""
+
 import math
 
 import pytest
@@ -32,7 +33,9 @@ def test_the_retain_space_is_kept_exactly(kind, strength, iterations):
     v_f, v_r = pair(kind)
     e = edit_matrix(*paper_factors(v_f, v_r), strength, iterations)
     assert (e @ v_r - v_r).abs().max() < TIGHT if v_r.shape[1] else True
-    moved = edit_matrix(*paper_factors(v_f, v_r[:, :0]), strength, iterations) @ v_r  # control: without the retain basis
+    moved = (
+        edit_matrix(*paper_factors(v_f, v_r[:, :0]), strength, iterations) @ v_r
+    )  # control: without the retain basis
     if kind in ("random", "overlapping", "nested"):
         assert (moved - v_r).abs().max() > 1e-2
 
@@ -68,7 +71,11 @@ def test_a_concept_inside_the_retain_space_is_not_erased_at_all():
 def test_e_is_no_contraction_and_its_norms_are_those_of_the_worst_angle():
     def norm_at(theta, n):
         v_r = torch.tensor([[math.cos(theta)], [math.sin(theta)]], dtype=torch.float64)
-        return float(torch.linalg.matrix_norm(edit_matrix(*paper_factors(torch.eye(2, dtype=torch.float64)[:, :1], v_r), 1.0, n), 2))
+        return float(
+            torch.linalg.matrix_norm(
+                edit_matrix(*paper_factors(torch.eye(2, dtype=torch.float64)[:, :1], v_r), 1.0, n), 2
+            )
+        )
 
     angles = torch.linspace(0.0, math.pi / 2, 2001).tolist()
     for n, norm in ((1, 2 / math.sqrt(3)), (2, 1.31), (4, 1.58)):

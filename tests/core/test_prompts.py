@@ -26,13 +26,16 @@ def test_own_templates_replace_the_presets_and_free_text_uses_none():
     assert [p for _, p in free.pairs] == ["a round thing {with braces}"]
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    ({"concepts": " \n"}, "no prompts"),
-    ({"concepts": "a", "preset": "nonsense"}, "preset is 'nonsense'"),
-    ({"concepts": "a", "role": "nonsense"}, "role is 'nonsense'"),
-    ({"concepts": "a", "templates": "no place"}, "exactly once"),
-    ({"concepts": "a", "templates": "{} and {}"}, "exactly once"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"concepts": " \n"}, "no prompts"),
+        ({"concepts": "a", "preset": "nonsense"}, "preset is 'nonsense'"),
+        ({"concepts": "a", "role": "nonsense"}, "role is 'nonsense'"),
+        ({"concepts": "a", "templates": "no place"}, "exactly once"),
+        ({"concepts": "a", "templates": "{} and {}"}, "exactly once"),
+    ],
+)
 def test_what_cannot_be_used_is_refused_by_name(arguments, words):
     with pytest.raises(PureError, match=words):
         make_prompts(**arguments)

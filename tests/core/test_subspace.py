@@ -1,7 +1,17 @@
 import pytest
 import torch
 from pure_pack.pure_core.moments import MomentsFitter
-from pure_pack.pure_core.subspace import LITTLE, RIDGE, add_direction, contrast_directions, energy_rank, mean_squared_sine, principal_cosines, principal_directions, removed_share
+from pure_pack.pure_core.subspace import (
+    LITTLE,
+    RIDGE,
+    add_direction,
+    contrast_directions,
+    energy_rank,
+    mean_squared_sine,
+    principal_cosines,
+    principal_directions,
+    removed_share,
+)
 
 from spaces import orthonormal
 
@@ -93,7 +103,10 @@ def test_contrast_directions_are_generalised_eigenvectors(n_f, n_r, d):
 
 @pytest.mark.parametrize("weight", [0.5, 3.0])
 def test_the_contrast_edit_is_the_least_squares_balance_of_erasing_and_keeping(weight):
-    """E = weight B (A + weight B)^-1 minimises mean |E h_F|^2 + weight mean |E h_R - h_R|^2 with the ridge; any step from it costs."""
+    """E = weight B (A + weight B)^-1 minimises mean |E h_F|^2 + weight mean |E h_R - h_R|^2 with the ridge.
+
+    Any step from it costs.
+    """
     d = 20
     f, r = 3 * random_rows(50, d) + 2 * orthonormal(d, 1)[:, 0], random_rows(500, d, 1)
     ratios, x, bx = contrast_directions(moments(f), moments(r), weight)
@@ -102,7 +115,10 @@ def test_the_contrast_edit_is_the_least_squares_balance_of_erasing_and_keeping(w
     b = b + RIDGE * b.trace() / d * torch.eye(d, dtype=torch.float64)
     assert x.shape[1] == d and (e - weight * b @ torch.linalg.inv(a + weight * b)).abs().max() < 1e-9
     eye = torch.eye(d, dtype=torch.float64)
-    cost = lambda m: float(torch.trace(m @ a @ m.T) + weight * torch.trace((m - eye) @ b @ (m - eye).T))
+
+    def cost(m):
+        return float(torch.trace(m @ a @ m.T) + weight * torch.trace((m - eye) @ b @ (m - eye).T))
+
     assert all(cost(e) < cost(e + 0.01 * random_rows(d, d, s)) for s in range(5))
     assert cost(e) < min(cost(eye), cost(0 * eye))  # control: neither nothing nor everything is it
 

@@ -1,4 +1,5 @@
 """The peers' edits are what their formulas say."""
+
 import pytest
 import torch
 
@@ -12,7 +13,14 @@ W = torch.randn(7, 12, dtype=torch.float64, generator=G)
 def test_uce_minimises_its_own_objective():
     """lam |W' - W|^2 + s_e sum |W' c - W c*|^2 + s_p sum |W' c_p - W c_p|^2: no step from W' lowers it."""
     lam, s_e, s_p = 0.5, 2.0, 3.0
-    cost = lambda w: lam * (w - W).square().sum() + s_e * (w @ F.T - W @ C.T).square().sum() + s_p * ((w - W) @ R.T).square().sum()
+
+    def cost(w):
+        return (
+            lam * (w - W).square().sum()
+            + s_e * (w @ F.T - W @ C.T).square().sum()
+            + s_p * ((w - W) @ R.T).square().sum()
+        )
+
     best = W @ peers.uce_edit(F, C, R, lam, s_e, s_p)
     for _ in range(20):
         step = torch.randn(W.shape, dtype=W.dtype, generator=G)
@@ -27,7 +35,9 @@ def test_cure_is_its_spectral_expansion():
     p = peers.cure_projector(rows, 2.0)
     assert torch.allclose(p @ q[:2].T, q[:2].T * (2 * r / (r + 1)))
     far = q[4:6]
-    assert torch.allclose(peers.cure_edit(rows, far), torch.eye(12, dtype=torch.float64) - p, atol=1e-12)  # nothing shared: nothing spared
+    assert torch.allclose(
+        peers.cure_edit(rows, far), torch.eye(12, dtype=torch.float64) - p, atol=1e-12
+    )  # nothing shared: nothing spared
     assert not torch.allclose(peers.cure_edit(rows, rows), torch.eye(12, dtype=torch.float64) - p, atol=1e-3)
 
 

@@ -1,4 +1,5 @@
 """The toy world is reproduced: captions and token ids exactly, pictures within 2/255, and the judge knows them."""
+
 import json
 import random
 from pathlib import Path
@@ -45,7 +46,10 @@ def test_the_judge_is_right_on_fresh_drawings():
     rng = random.Random(2026)
     scenes = [sample_scene(rng) for _ in range(600)]
     seen = studio.look(render(encode(scenes), torch.Generator().manual_seed(1)))
-    right = {k: np.mean([getattr(s, k) == v[k] for s, v in zip(scenes, seen)]) for k in ("character", "style", "background")}
+    right = {
+        k: np.mean([getattr(s, k) == v[k] for s, v in zip(scenes, seen, strict=True)])
+        for k in ("character", "style", "background")
+    }
     assert min(right.values()) >= 0.97, right
 
 
@@ -75,10 +79,10 @@ def test_the_unedited_model_draws_what_captions_ask_for(unet):
     test = studio.prompts()["test"]
     asked = [(name, kind, e) for kind in ("named", "name_free") for name in CHARACTERS for e in test[kind][name][:6]]
     seen = draw(unet, [e for _, _, e in asked])
-    assert np.mean([s["character"] == n for s, (n, _, _) in zip(seen, asked)]) >= 0.97
-    assert np.mean([s["background"] == e["background"] for s, (_, _, e) in zip(seen, asked)]) >= 0.97
+    assert np.mean([s["character"] == n for s, (n, _, _) in zip(seen, asked, strict=True)]) >= 0.97
+    assert np.mean([s["background"] == e["background"] for s, (_, _, e) in zip(seen, asked, strict=True)]) >= 0.97
     styled = [e for kind in ("style_named", "style_name_free") for style in ARTISTS for e in test[kind][style][:8]]
-    assert np.mean([s["style"] == e["style"] for s, e in zip(draw(unet, styled), styled)]) >= 0.95
+    assert np.mean([s["style"] == e["style"] for s, e in zip(draw(unet, styled), styled, strict=True)]) >= 0.95
     nobody = test["shapes"][:24] + [e for name in CHARACTERS for k in "123" for e in test["sharing"][name][k][:1]]
     assert np.mean([s["character"] is None for s in draw(unet, nobody)]) >= 0.95
 
@@ -88,10 +92,20 @@ def test_the_judge_of_attributes_sees_what_captions_ask_for(unet):
     entries = [*test["shapes"][:48], *(e for name in CHARACTERS for e in test["named"][name][:6])]
     seen = studio.examine(studio.draw(unet, [e["prompt"] for e in entries], [e["seed"] for e in entries], steps=8))
     shapes, characters = seen[:48], seen[48:]
-    assert np.mean([(s["kind"], s["shape"], s["color"]) == ("shapes", e["shape"], e["color"]) for s, e in zip(shapes, entries)]) >= 0.95
+    assert (
+        np.mean(
+            [
+                (s["kind"], s["shape"], s["color"]) == ("shapes", e["shape"], e["color"])
+                for s, e in zip(shapes, entries, strict=True)
+            ]
+        )
+        >= 0.95
+    )
     looks = [CHARACTERS[name] for name in CHARACTERS for _ in range(6)]
     for part in ("color", "shape", "topper", "mark", "eyes"):
-        assert np.mean([s[part] == getattr(look, part) for s, look in zip(characters, looks)]) >= 0.95, part
+        assert np.mean([s[part] == getattr(look, part) for s, look in zip(characters, looks, strict=True)]) >= 0.95, (
+            part
+        )
         assert len({s[part] for s in characters}) > 1  # control: it does not say one thing always
 
 
@@ -110,8 +124,28 @@ def test_the_training_code_still_runs(tmp_path, monkeypatch):
     """Seconds of it, from drawings to files that the narrow model takes."""
     from mini_sd import train, train_attributes
 
-    monkeypatch.setattr("sys.argv", ["train", "--out", str(tmp_path), "--seconds", "1", "--vae-seconds", "1", "--judge-seconds", "1",
-                                     "--count", "32", "--batch", "4", "--vae-batch", "4", "--workers", "1"])
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "train",
+            "--out",
+            str(tmp_path),
+            "--seconds",
+            "1",
+            "--vae-seconds",
+            "1",
+            "--judge-seconds",
+            "1",
+            "--count",
+            "32",
+            "--batch",
+            "4",
+            "--vae-batch",
+            "4",
+            "--workers",
+            "1",
+        ],
+    )
     train.main()
     monkeypatch.setattr("sys.argv", ["train_attributes", "--out", str(tmp_path), "--steps", "1"])
     train_attributes.main()

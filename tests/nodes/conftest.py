@@ -1,4 +1,5 @@
 """The real host in this process, the miniature checkpoint in it, and MODELs, captures and bases made by the nodes."""
+
 import inprocess
 
 inprocess.start()  # before anything of comfy is imported

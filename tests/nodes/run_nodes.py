@@ -1,4 +1,8 @@
-"""Calls the pack's nodes as the executor does, with every input named and defaults from their schemas; and what tests do to a MODEL."""
+"""Calls the pack's nodes as the executor does, with every input named and defaults from their schemas.
+
+And what tests do to a MODEL.
+"""
+
 import comfy.weight_adapter
 import torch
 from pure_pack.nodes.apply import ApplyProjection
@@ -42,7 +46,10 @@ def with_lora(model, seed=3):
     for layer in cross_attention_layers(model):
         for projection in ("keys", "values", "output"):
             shape = model.get_key_patches(layer.key(projection))[layer.key(projection)][0][0].shape
-            up, down = torch.randn(shape[0], 4, generator=generator) * 0.05, torch.randn(4, shape[1], generator=generator) * 0.05
+            up, down = (
+                torch.randn(shape[0], 4, generator=generator) * 0.05,
+                torch.randn(4, shape[1], generator=generator) * 0.05,
+            )
             patches[layer.key(projection)] = comfy.weight_adapter.LoRAAdapter(set(), (up, down, 4.0, None, None, None))
     clone = model.clone()
     assert len(clone.add_patches(patches, 1.0)) == len(patches)
@@ -52,6 +59,10 @@ def with_lora(model, seed=3):
 def sample(model, clip, text="miplo at night", seed=5, steps=3):
     import nodes as host_nodes  # the host's, not ours
 
-    encode = lambda t: clip.encode_from_tokens_scheduled(clip.tokenize(t))
+    def encode(t):
+        return clip.encode_from_tokens_scheduled(clip.tokenize(t))
+
     latent = {"samples": torch.zeros(1, 4, 8, 8)}
-    return host_nodes.common_ksampler(model, seed, steps, 4.0, "euler", "normal", encode(text), encode(""), latent)[0]["samples"]
+    return host_nodes.common_ksampler(model, seed, steps, 4.0, "euler", "normal", encode(text), encode(""), latent)[0][
+        "samples"
+    ]

@@ -1,4 +1,5 @@
 """The nodes' public API only grows."""
+
 import copy
 import dataclasses
 import json
@@ -15,9 +16,15 @@ def test_the_api_only_grows():
 
 def test_what_breaks_a_saved_workflow_is_found():
     old = json.loads(node_api.SNAPSHOT.read_text(encoding="utf-8"))
-    for change in (lambda n: n.pop("PURE_BuildBasis"), lambda n: n["PURE_BuildBasis"]["inputs"].reverse(), lambda n: n["PURE_BuildBasis"]["inputs"][2].__setitem__(2, "energy"),
-                   lambda n: n["PURE_ApplyProjection"]["outputs"].pop(), lambda n: n["PURE_BuildBasis"]["inputs"][2][4].remove("energy"),
-                   lambda n: n["PURE_BuildBasis"]["inputs"][1].__setitem__(3, False), lambda n: n["PURE_BuildBasis"]["inputs"].append(["more", "MODEL", None, False, None])):
+    for change in (
+        lambda n: n.pop("PURE_BuildBasis"),
+        lambda n: n["PURE_BuildBasis"]["inputs"].reverse(),
+        lambda n: n["PURE_BuildBasis"]["inputs"][2].__setitem__(2, "energy"),
+        lambda n: n["PURE_ApplyProjection"]["outputs"].pop(),
+        lambda n: n["PURE_BuildBasis"]["inputs"][2][4].remove("energy"),
+        lambda n: n["PURE_BuildBasis"]["inputs"][1].__setitem__(3, False),
+        lambda n: n["PURE_BuildBasis"]["inputs"].append(["more", "MODEL", None, False, None]),
+    ):
         new = copy.deepcopy(old)
         change(new)
         assert len(node_api.breaks(old, new)) == 1

@@ -1,4 +1,8 @@
-"""Disks that fill up, that are read-only, and a process that is killed while it saves: nothing half-written gets a name."""
+"""Disks that fill up, that are read-only, and a process that is killed while it saves.
+
+Nothing half-written gets a name.
+"""
+
 import os
 import signal
 import subprocess
@@ -28,11 +32,18 @@ def basis(mini):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 1 MB as ComfyUI's output folder. Root writes through mode bits, so nothing less shows anything."""
+    """A file system of 1 MB as ComfyUI's output folder.
+
+    Root writes through mode bits, so nothing less shows anything.
+    """
     before, disk = folder_paths.get_output_directory(), tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, text=True)
-    assert mounted.returncode == 0, f"this test needs to mount a tmpfs (run the tests as root, in a container that may mount): {mounted.stderr}"
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    assert mounted.returncode == 0, (
+        f"this test needs to mount a tmpfs (run the tests as root, in a container that may mount): {mounted.stderr}"
+    )
     folder_paths.set_output_directory(str(disk))
     try:
         yield disk
@@ -43,8 +54,11 @@ def small_disk(tmp_path):
 
 def saves(mini, basis):
     model, clip, vae = apply(mini[0], basis), *mini[1:]
-    return {"checkpoint": lambda: run(SaveCheckpoint, model=model, clip=clip, vae=vae, filename_prefix="x"), "lora": lambda: run(SaveLoRA, model=model, filename_prefix="x", dtype="fp32"),
-            "basis": lambda: run(SaveBasis, basis=basis, filename_prefix="x")}
+    return {
+        "checkpoint": lambda: run(SaveCheckpoint, model=model, clip=clip, vae=vae, filename_prefix="x"),
+        "lora": lambda: run(SaveLoRA, model=model, filename_prefix="x", dtype="fp32"),
+        "basis": lambda: run(SaveBasis, basis=basis, filename_prefix="x"),
+    }
 
 
 @pytest.mark.parametrize("what", ["checkpoint", "lora", "basis"])
@@ -96,6 +110,9 @@ def test_a_kill_in_the_middle_of_a_save(tmp_path):
     child.wait()
     assert [p.name for p in tmp_path.glob("*.safetensors")] == ["x_00001_.safetensors"]  # the whole one from before
     folder_paths.get_filename_list("checkpoints")
-    assert not any(str(p).endswith(tuple(folder_paths.supported_pt_extensions)) for p in parts)  # no loader lists what is left
+    assert not any(
+        str(p).endswith(tuple(folder_paths.supported_pt_extensions)) for p in parts
+    )  # no loader lists what is left
     from safetensors.torch import load_file
+
     assert len(load_file(tmp_path / "x_00001_.safetensors")) > 500

@@ -1,7 +1,10 @@
-"""With the nodes' defaults characters are gone, the others are not, and pictures stay pictures. Pictures by the narrow U-Net, which draws what the host draws.
+"""With the nodes' defaults characters are gone, the others are not, and pictures stay pictures. Pictures by the narrow
+U-Net, which draws what the host draws.
 
-Four of the eight characters: one of the middle, which is looked at closely, the two whose neighbours suffer most, and the one that is hardest to erase.
+Four of the eight characters: one of the middle, which is looked at closely, the two whose neighbours suffer most, and
+the one that is hardest to erase.
 """
+
 import math
 
 import pytest
@@ -15,7 +18,8 @@ from mini_sd.world import CHARACTERS
 from run_nodes import prompts
 
 CLOSE, FOUR = "pelluna", ("pelluna", "zorbo", "dorrit", "bramby")
-# What docs/evidence.md measured of them with the defaults on these prompts (its larger sample): share of erased characters
+# What docs/evidence.md measured of them with the defaults on these prompts (its larger sample): share of erased
+# characters
 # seen in named and in name-free prompts, and of others seen.
 MEASURED = {"named": 0.004, "name_free": 0.096, "others": 0.950}
 RARE = 1e-3  # one false alarm in a thousand runs of the same code on other seeds
@@ -42,9 +46,15 @@ def test_no_prompt_that_is_judged_is_an_anchor():
 
 def test_erased_kept_and_still_pictures(eraser):
     """One character looked at closely; all of them together below."""
-    weights, entries = narrow(eraser.erase(character_plan(CLOSE))), judging.character_entries(CLOSE, "test", 100, 14, 0, 0)
+    weights, entries = (
+        narrow(eraser.erase(character_plan(CLOSE))),
+        judging.character_entries(CLOSE, "test", 100, 14, 0, 0),
+    )
     kept = judging.see(weights, entries[200:])
-    after, before = judging.shares(judging.see(weights, entries[:200], beside=False) + kept), judging.shares(kept + judging.see(None, entries[75:125]), "before")
+    after, before = (
+        judging.shares(judging.see(weights, entries[:200], beside=False) + kept),
+        judging.shares(kept + judging.see(None, entries[75:125]), "before"),
+    )
     told = {k: str(v) for k, v in after.items()}
     assert after["named"].n == after["name_free"].n == 100 and after["others"].n == 196
     assert before["named"].value >= 0.95 and before["name_free"].value >= 0.95  # control: the unedited model draws it
@@ -56,11 +66,16 @@ def test_erased_kept_and_still_pictures(eraser):
 
 
 def test_the_measure_ranks_edits_as_the_judge_does(eraser):
-    """The small twin of the last table of docs/evidence.md: each edit that leaves the character alone reads higher than each one that takes it."""
+    """The small twin of the last table of docs/evidence.md.
+
+    Each edit that leaves the character alone reads higher than each one that takes it.
+    """
     read: dict[str, list[float]] = {"seen": [], "gone": []}
     for apply, build in (({"strength": 0.25}, {}), ({"strength": 0.5}, {}), ({}, {"retain_weight": 1.0}), ({}, {})):
         model = eraser.erase(character_plan(CLOSE), apply, **build)
-        shares = judging.shares(judging.see(narrow(model), judging.character_entries(CLOSE, "choose", 16, 0, 0, 0), beside=False))
+        shares = judging.shares(
+            judging.see(narrow(model), judging.character_entries(CLOSE, "choose", 16, 0, 0, 0), beside=False)
+        )
         share = (shares["named"].value + shares["name_free"].value) / 2
         assert share >= 0.9 or share <= 0.15, (apply, build, share)
         read["seen" if share > 0.5 else "gone"].append(eraser.measure(model, CLOSE)["leakage"])
@@ -75,7 +90,11 @@ def beyond(hits: int, n: int, p: float) -> float:
 
 def regressions(pooled: dict[str, Share]) -> list[str]:
     """What is worse than MEASURED by more than sampling explains."""
-    worse = {"named": pooled["named"].hits, "name_free": pooled["name_free"].hits, "others": pooled["others"].n - pooled["others"].hits}
+    worse = {
+        "named": pooled["named"].hits,
+        "name_free": pooled["name_free"].hits,
+        "others": pooled["others"].n - pooled["others"].hits,
+    }
     rates = {**MEASURED, "others": 1 - MEASURED["others"]}
     return [f"{k}: {pooled[k]}" for k in worse if beyond(worse[k], pooled[k].n, rates[k]) < RARE]
 

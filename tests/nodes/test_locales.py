@@ -1,4 +1,5 @@
 """Every string of every node in every language."""
+
 import pytest
 
 import locales
@@ -7,7 +8,11 @@ KEPT = {"CLIP", "CFG", "VAE", "JSON", "PURE LoRA"}  # the same word everywhere
 
 
 def flat(tree, path=()):
-    return {path: tree} if isinstance(tree, str) else {k: v for key, value in tree.items() for k, v in flat(value, (*path, key)).items()}
+    return (
+        {path: tree}
+        if isinstance(tree, str)
+        else {k: v for key, value in tree.items() for k, v in flat(value, (*path, key)).items()}
+    )
 
 
 def test_english_is_what_the_schemas_say():

@@ -1,4 +1,5 @@
 """PURE_MeasureLeakage and PURE_CompareImages on the miniature model."""
+
 import json
 
 import pytest
@@ -19,7 +20,13 @@ SIZE = {"width": 64, "height": 64}
 
 @pytest.fixture(scope="module")
 def concept_basis(mini):
-    forget = capture(mini, prompts("miplo\nblue square creature with an antenna and one big eye\nazure square critter with a bobbing antenna and one big eye"))
+    forget = capture(
+        mini,
+        prompts(
+            "miplo\nblue square creature with an antenna and one big eye\nazure square critter with a bobbing "
+            "antenna and one big eye"
+        ),
+    )
     retain = capture(mini, prompts("zorbo\ntarnik\npelluna\nfintolo\nquistle", role="retain"))
     return build(forget, retain, retain_weight=1.0)
 
@@ -32,9 +39,19 @@ def edited(mini, concept_basis):
 @pytest.fixture(scope="module")
 def measured(mini):
     def measure(model):
-        out = run(MeasureLeakage, original=mini[0], edited=model, clip=mini[1], concept_probes=prompts(CONCEPT, templates="{}\n{} at night"),
-                  retain_probes=prompts("dorrit\nbramby", role="retain", templates="{}"), steps=4, seed=11, **SIZE)
+        out = run(
+            MeasureLeakage,
+            original=mini[0],
+            edited=model,
+            clip=mini[1],
+            concept_probes=prompts(CONCEPT, templates="{}\n{} at night"),
+            retain_probes=prompts("dorrit\nbramby", role="retain", templates="{}"),
+            steps=4,
+            seed=11,
+            **SIZE,
+        )
         return json.loads(out[1]), out
+
     return measure
 
 
@@ -58,9 +75,16 @@ def test_a_clone_reads_one_a_random_edit_stays_high_and_a_real_one_reads_low(min
 
 def test_an_edit_of_the_output_is_seen_as_one_of_the_values(mini, concept_basis, measured):
     values, output = (measured(apply(mini[0], concept_basis, where=where))[0] for where in ("values", "output"))
-    assert output["leakage"] < 0.6 and abs(output["leakage"] - values["leakage"]) < 0.1, (output["leakage"], values["leakage"])
-    first = cross_attention_layers(mini[0])[0].name  # its queries no edit changes: before `to_out` an edit of the output would not show at all
-    assert output["layers"][first]["leakage"] < 0.95 and output["layers"][first]["leakage"] == pytest.approx(values["layers"][first]["leakage"], abs=0.05)
+    assert output["leakage"] < 0.6 and abs(output["leakage"] - values["leakage"]) < 0.1, (
+        output["leakage"],
+        values["leakage"],
+    )
+    first = cross_attention_layers(mini[0])[
+        0
+    ].name  # its queries no edit changes: before `to_out` an edit of the output would not show at all
+    assert output["layers"][first]["leakage"] < 0.95 and output["layers"][first]["leakage"] == pytest.approx(
+        values["layers"][first]["leakage"], abs=0.05
+    )
 
 
 def test_probes_in_each_others_place_are_refused(mini, edited):
@@ -72,7 +96,10 @@ def test_probes_in_each_others_place_are_refused(mini, edited):
 def test_strength_orders_the_measure(mini, edited, measured):
     def halved(model, share):
         clone = model.clone()
-        clone.patches = {k: [(share, *p[1:]) if isinstance(p[1], ProjectionAdapter) else p for p in v] for k, v in model.patches.items()}
+        clone.patches = {
+            k: [(share, *p[1:]) if isinstance(p[1], ProjectionAdapter) else p for p in v]
+            for k, v in model.patches.items()
+        }
         return clone
 
     left = [measured(halved(edited, s))[0]["leakage"] for s in (0.25, 0.5, 1.0)]
@@ -82,9 +109,25 @@ def test_strength_orders_the_measure(mini, edited, measured):
 def test_other_models_and_single_probes_are_refused(mini, edited):
     other = load_random("sd1 wide")[0]
     with pytest.raises(PureError, match="not one MODEL before and after"):
-        run(MeasureLeakage, original=mini[0], edited=other, clip=mini[1], concept_probes=prompts(CONCEPT), retain_probes=prompts("zorbo", role="retain"), **SIZE)
+        run(
+            MeasureLeakage,
+            original=mini[0],
+            edited=other,
+            clip=mini[1],
+            concept_probes=prompts(CONCEPT),
+            retain_probes=prompts("zorbo", role="retain"),
+            **SIZE,
+        )
     with pytest.raises(PureError, match="at least two prompts"):
-        run(MeasureLeakage, original=mini[0], edited=edited, clip=mini[1], concept_probes=prompts("miplo", templates="{}"), retain_probes=prompts("zorbo", role="retain"), **SIZE)
+        run(
+            MeasureLeakage,
+            original=mini[0],
+            edited=edited,
+            clip=mini[1],
+            concept_probes=prompts("miplo", templates="{}"),
+            retain_probes=prompts("zorbo", role="retain"),
+            **SIZE,
+        )
 
 
 def test_compared_images_are_what_the_standard_nodes_draw(mini, edited):
@@ -93,8 +136,22 @@ def test_compared_images_are_what_the_standard_nodes_draw(mini, edited):
     model, clip, vae = mini
     texts = ["miplo in a meadow", "a picture of zorbo", ""]
     settings = {"seed": 9, "steps": 3, "cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
-    grid, before, after = run(CompareImages, original=model, edited=edited, clip=clip, vae=vae, prompts=prompts("\n".join(texts[:2]), role="retain", preset="free text"), columns=2, negative="blue", **settings, **SIZE)
-    encode = lambda t: clip.encode_from_tokens_scheduled(clip.tokenize(t))
+    grid, before, after = run(
+        CompareImages,
+        original=model,
+        edited=edited,
+        clip=clip,
+        vae=vae,
+        prompts=prompts("\n".join(texts[:2]), role="retain", preset="free text"),
+        columns=2,
+        negative="blue",
+        **settings,
+        **SIZE,
+    )
+
+    def encode(t):
+        return clip.encode_from_tokens_scheduled(clip.tokenize(t))
+
     for pictures, source in ((before, model), (after, edited)):
         for picture, text in zip(pictures, texts, strict=True):
             latent = host_nodes.EmptyLatentImage().generate(64, 64)[0]
@@ -107,15 +164,34 @@ def test_compared_images_are_what_the_standard_nodes_draw(mini, edited):
 def test_the_measures_report_shows_on_the_node_and_says_what_it_cost(mini, edited):
     evaluated = []
     handle = unet_of(mini[0]).register_forward_pre_hook(lambda _, args: evaluated.append(len(args[0])))
-    text = report(MeasureLeakage, original=mini[0], edited=edited, clip=mini[1], concept_probes=prompts(CONCEPT, templates="{}"),
-                  retain_probes=prompts("dorrit", role="retain", templates="{}"), steps=2, **SIZE)
+    text = report(
+        MeasureLeakage,
+        original=mini[0],
+        edited=edited,
+        clip=mini[1],
+        concept_probes=prompts(CONCEPT, templates="{}"),
+        retain_probes=prompts("dorrit", role="retain", templates="{}"),
+        steps=2,
+        **SIZE,
+    )
     handle.remove()
     assert text.startswith("Leakage 0.") and "Retained: dorrit" in text
-    assert f"{sum(evaluated)} U-Net evaluations." in text and sum(evaluated) == (2 + 1 + 2 * 2) * 2  # concept, its measured half, retained twice; 2 steps
+    assert (
+        f"{sum(evaluated)} U-Net evaluations." in text and sum(evaluated) == (2 + 1 + 2 * 2) * 2
+    )  # concept, its measured half, retained twice; 2 steps
 
 
 @pytest.mark.parametrize("name", ["sampler_name", "scheduler"])
 def test_pictures_are_not_compared_with_another_sampler_than_the_one_asked_for(mini, edited, name):
     """The host's own KSampler would silently take the first of its list."""
     with pytest.raises(PureError, match=f"{name} is 'nonsense'"):
-        run(CompareImages, original=mini[0], edited=edited, clip=mini[1], vae=mini[2], prompts=prompts("zorbo", preset="free text"), **{"steps": 1, name: "nonsense"}, **SIZE)
+        run(
+            CompareImages,
+            original=mini[0],
+            edited=edited,
+            clip=mini[1],
+            vae=mini[2],
+            prompts=prompts("zorbo", preset="free text"),
+            **{"steps": 1, name: "nonsense"},
+            **SIZE,
+        )

@@ -1,11 +1,17 @@
 """The laid-out checkpoint, loaded by the host, computes what the narrow model computes."""
+
 import comfy.model_management
 import torch
 
 from mini_sd import studio
 
 TIGHT = 1e-4
-TEXTS = ["zorbo at night", "a golden round critter with blushing cheeks, pointed ears and two eyes", "a red circle by vornak", ""]
+TEXTS = [
+    "zorbo at night",
+    "a golden round critter with blushing cheeks, pointed ears and two eyes",
+    "a red circle by vornak",
+    "",
+]
 
 
 def test_the_hosts_tokenizer_gives_the_stored_ids(mini):
@@ -18,7 +24,9 @@ def test_the_text_encoder_agrees(mini):
     for text in TEXTS:
         full = mini[1].encode_from_tokens_scheduled(mini[1].tokenize(text))[0][0]
         narrow = studio.encode_text([text])
-        assert (full[..., : narrow.shape[-1]] - narrow).abs().max() < TIGHT and full[..., narrow.shape[-1] :].abs().max() == 0
+        assert (full[..., : narrow.shape[-1]] - narrow).abs().max() < TIGHT and full[
+            ..., narrow.shape[-1] :
+        ].abs().max() == 0
     assert (studio.encode_text(TEXTS[:1]) - studio.encode_text(TEXTS[1:2])).abs().max() > 0.1  # control
 
 
@@ -50,11 +58,28 @@ def test_host_and_narrow_draw_the_same_pictures_with_and_without_an_edit(mini):
 
     model, clip, vae = mini
     basis = build(capture(mini, prompts("miplo")), capture(mini, prompts("zorbo\nbramby", "retain")))
-    encode = lambda t: clip.encode_from_tokens_scheduled(clip.tokenize(t))
+
+    def encode(t):
+        return clip.encode_from_tokens_scheduled(clip.tokenize(t))
+
     pictures = {}
-    for name, patched in (("original", model), ("keys and values", apply(model, basis)), ("output", apply(model, basis, where="output"))):
+    for name, patched in (
+        ("original", model),
+        ("keys and values", apply(model, basis)),
+        ("output", apply(model, basis, where="output")),
+    ):
         drawn = studio.draw(studio.unet(narrow(patched)), ["miplo at night"], [11], steps=5)
-        latent = host_nodes.common_ksampler(patched, 11, 5, 4.0, "euler", "normal", encode("miplo at night"), encode(""), {"samples": torch.zeros(1, 4, 8, 8)})[0]["samples"]
+        latent = host_nodes.common_ksampler(
+            patched,
+            11,
+            5,
+            4.0,
+            "euler",
+            "normal",
+            encode("miplo at night"),
+            encode(""),
+            {"samples": torch.zeros(1, 4, 8, 8)},
+        )[0]["samples"]
         pictures[name] = vae.decode(latent).permute(0, 3, 1, 2)
         assert (pictures[name] - drawn).abs().max() < 5e-3
     for name in ("keys and values", "output"):

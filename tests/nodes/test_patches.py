@@ -1,4 +1,6 @@
-"""The edit on a MODEL: equal to its definition with and without LoRAs, exact at strength 0, repeatable, and nothing else changes."""
+"""The edit on a MODEL: equal to its definition with and without LoRAs, exact at strength 0, repeatable, and nothing
+else changes."""
+
 import comfy.lora
 import comfy.sd
 import comfy.weight_adapter
@@ -11,7 +13,11 @@ from pure_pack.pure_core.projection import ConceptBasis, edit_matrix
 
 from run_nodes import apply, build, capture, prompts, run, sample, with_lora
 
-SIDES = {"keys and values": {"keys": "left", "values": "left"}, "values": {"values": "left"}, "output": {"output": "right"}}
+SIDES = {
+    "keys and values": {"keys": "left", "values": "left"},
+    "values": {"values": "left"},
+    "output": {"output": "right"},
+}
 
 
 def base_weights(model):
@@ -22,8 +28,11 @@ def base_weights(model):
 def bases(mini):
     with torch.inference_mode():
         forget, retain = capture(mini, prompts("miplo")), capture(mini, prompts("zorbo", "retain"))
-        return {(rule, structure): build(forget, retain, rule=rule, structure=structure, forget_energy=0.999)
-                for rule in ("energy", "contrast") for structure in ("whole layer", "per head")}
+        return {
+            (rule, structure): build(forget, retain, rule=rule, structure=structure, forget_energy=0.999)
+            for rule in ("energy", "contrast")
+            for structure in ("whole layer", "per head")
+        }
 
 
 @pytest.mark.parametrize("rule", ["energy", "contrast"])
@@ -34,7 +43,11 @@ def test_effective_weights_equal_the_definition(mini, bases, rule, structure, wh
     from comfy_extras.nodes_model_merging import ModelMergeSimple
 
     basis, model = bases[rule, structure], mini[0]
-    before = {"nothing": lambda: model, "a LoRA": lambda: with_lora(model), "a merge": lambda: ModelMergeSimple().merge(model, with_lora(model), 0.25)[0]}[upstream]()
+    before = {
+        "nothing": lambda: model,
+        "a LoRA": lambda: with_lora(model),
+        "a merge": lambda: ModelMergeSimple().merge(model, with_lora(model), 0.25)[0],
+    }[upstream]()
     for iterations in (1, 2, 4) if rule == "energy" else (1, 3):
         for strength in (1.0, 0.4):
             edited = apply(before, basis, where=where, iterations=iterations, strength=strength)
@@ -57,13 +70,17 @@ def test_right_multiplied_output_projects_the_activation_that_is_recorded(mini, 
     layer = cross_attention_layers(mini[0])[0]
     edited = apply(mini[0], bases["energy", "whole layer"], where="output", iterations=1)
     w_o, h = effective_weight(mini[0], layer.key("output")), torch.randn(5, layer.width)
-    assert torch.allclose(h @ effective_weight(edited, layer.key("output")).T, (h @ edit_matrix(b.u, b.m).T) @ w_o.T, atol=1e-4)
+    assert torch.allclose(
+        h @ effective_weight(edited, layer.key("output")).T, (h @ edit_matrix(b.u, b.m).T) @ w_o.T, atol=1e-4
+    )
 
 
 def test_two_edits_in_a_row_are_the_product(mini, bases):
     a, b = bases["energy", "whole layer"], bases["contrast", "whole layer"]
     edited, layer = apply(apply(mini[0], a, iterations=1), b, iterations=1), cross_attention_layers(mini[0])[1]
-    e = edit_matrix(b.layers[layer.name].u.double(), b.layers[layer.name].m.double()) @ edit_matrix(a.layers[layer.name].u.double(), a.layers[layer.name].m.double())
+    e = edit_matrix(b.layers[layer.name].u.double(), b.layers[layer.name].m.double()) @ edit_matrix(
+        a.layers[layer.name].u.double(), a.layers[layer.name].m.double()
+    )
     want = e @ effective_weight(mini[0], layer.key("values")).double()
     assert (effective_weight(edited, layer.key("values")) - want).norm() < 2e-6 * want.norm()
 
@@ -96,7 +113,9 @@ def test_two_queues_give_the_same_picture_and_no_clone_or_weight_changes(mini, b
 
     one, two = queue(), queue()
     assert torch.equal(one, two)
-    assert base_weights(model).keys() == weights.keys() and all(torch.equal(w, weights[k]) for k, w in base_weights(model).items())
+    assert base_weights(model).keys() == weights.keys() and all(
+        torch.equal(w, weights[k]) for k, w in base_weights(model).items()
+    )
     assert {k: list(v) for k, v in sibling.patches.items()} == before and model.patches == {}
     with pytest.raises(PureError):
         apply(model, bases["contrast", "whole layer"], strength=2.0)
@@ -104,7 +123,10 @@ def test_two_queues_give_the_same_picture_and_no_clone_or_weight_changes(mini, b
 
 
 def test_the_adapter_survives_what_other_hosts_do_to_it(bases):
-    """Newer hosts rebuild adapters from (loaded_keys, weights) and hand in fp16; lowvram computes in the weight's own type."""
+    """Newer hosts rebuild adapters from (loaded_keys, weights) and hand in fp16.
+
+    Lowvram computes in the weight's own type.
+    """
     b = next(iter(bases["energy", "whole layer"].layers.values()))
     adapter = ProjectionAdapter({"k"}, (b.u, b.m, "left"))
     rebuilt = type(adapter)(adapter.loaded_keys, adapter.weights)
@@ -112,13 +134,21 @@ def test_the_adapter_survives_what_other_hosts_do_to_it(bases):
     want = edit_matrix(b.u.double(), b.m.double()) @ weight.double()
     for dtype, bound in ((torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 6e-3)):
         stored = weight.to(dtype)
-        for patch in (adapter, rebuilt, ProjectionAdapter(set(), (b.u.half(), b.m.half(), "left")) if dtype != torch.float32 else rebuilt):
-            got = comfy.lora.calculate_weight([(1.0, patch, 1.0, None, None)], stored.clone(), "k", intermediate_dtype=dtype)
+        for patch in (
+            adapter,
+            rebuilt,
+            ProjectionAdapter(set(), (b.u.half(), b.m.half(), "left")) if dtype != torch.float32 else rebuilt,
+        ):
+            got = comfy.lora.calculate_weight(
+                [(1.0, patch, 1.0, None, None)], stored.clone(), "k", intermediate_dtype=dtype
+            )
             assert got.dtype == dtype and (got.double() - want).norm() < bound * want.norm()
     with_function = comfy.lora.calculate_weight([(0.5, adapter, 1.0, None, lambda d: 2 * d)], weight.clone(), "k")
     assert (with_function - want).norm() < 1e-6 * want.norm()
     part = comfy.lora.calculate_weight([(1.0, adapter, 1.0, (1, 10, 20), None)], weight.clone(), "k")
-    assert torch.equal(part[:, :10], weight[:, :10]) and torch.allclose(part[:, 10:30].double(), want[:, 10:30], atol=1e-5)
+    assert torch.equal(part[:, :10], weight[:, :10]) and torch.allclose(
+        part[:, 10:30].double(), want[:, 10:30], atol=1e-5
+    )
 
 
 def test_the_lowvram_path_samples_the_same(mini, bases, monkeypatch):
@@ -155,21 +185,40 @@ def test_another_finetune_is_warned_of_and_another_layout_refused(mini, wide, ba
     from pure_pack.nodes.apply import ApplyProjection
 
     basis = bases["contrast", "whole layer"]
-    report = lambda model: run(ApplyProjection, model=model, basis=basis)[1]
+
+    def report(model):
+        return run(ApplyProjection, model=model, basis=basis)[1]
+
     assert "Warning" not in report(mini[0]) and "captured on other weights" in report(with_lora(mini[0]))
     layers = cross_attention_layers(mini[0])
-    assert fingerprint(mini[0], layers) == fingerprint(mini[0].clone(), layers) != fingerprint(with_lora(mini[0]), layers)
-    with pytest.raises(PureError, match="another kind of model: this MODEL has 10 cross-attention layers and the basis has 7"):
+    assert (
+        fingerprint(mini[0], layers) == fingerprint(mini[0].clone(), layers) != fingerprint(with_lora(mini[0]), layers)
+    )
+    with pytest.raises(
+        PureError, match="another kind of model: this MODEL has 10 cross-attention layers and the basis has 7"
+    ):
         apply(wide, basis)
-    fewer_heads = ConceptBasis({n: type(b)(**{**b.__dict__, "heads": 4}) for n, b in basis.layers.items()}, basis.rule, basis.structure, basis.settings, basis.provenance)
+    fewer_heads = ConceptBasis(
+        {n: type(b)(**{**b.__dict__, "heads": 4}) for n, b in basis.layers.items()},
+        basis.rule,
+        basis.structure,
+        basis.settings,
+        basis.provenance,
+    )
     with pytest.raises(PureError, match=r"\(320, 8, 768\) in this MODEL and \(320, 4, 768\)"):
         apply(mini[0], fewer_heads)
 
 
-@pytest.mark.parametrize(("inputs", "words"), [
-    ({"strength": float("nan")}, "strength is nan"), ({"strength": 1.5}, "strength is 1.5"), ({"where": "nonsense"}, "where is 'nonsense'"),
-    ({"layers": "nonsense"}, "layers is 'nonsense'"), ({"iterations": 9}, "iterations is 9"),
-])
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"strength": float("nan")}, "strength is nan"),
+        ({"strength": 1.5}, "strength is 1.5"),
+        ({"where": "nonsense"}, "where is 'nonsense'"),
+        ({"layers": "nonsense"}, "layers is 'nonsense'"),
+        ({"iterations": 9}, "iterations is 9"),
+    ],
+)
 def test_choices_that_are_not_offered_are_refused(mini, bases, inputs, words):
     with pytest.raises(PureError, match=words):
         apply(mini[0], bases["contrast", "whole layer"], **inputs)
@@ -183,7 +232,9 @@ def test_the_fingerprint_is_the_models_own_while_an_edited_clone_is_loaded(mini,
     edited = apply(model, bases["contrast", "whole layer"])
     management.load_models_gpu([edited], force_patch_weights=True)
     key = layers[0].key("values").removeprefix("diffusion_model.")
-    assert not torch.equal(model.model.diffusion_model.state_dict()[key], base_weights(model)["diffusion_model." + key])  # control: the shared module holds the edit
+    assert not torch.equal(
+        model.model.diffusion_model.state_dict()[key], base_weights(model)["diffusion_model." + key]
+    )  # control: the shared module holds the edit
     assert fingerprint(model, layers) == own != fingerprint(edited, layers)
 
 
@@ -191,13 +242,22 @@ def test_the_fingerprint_tells_loras_their_strength_and_output_edits_apart(mini,
     layers = cross_attention_layers(mini[0])
     weaker = with_lora(mini[0], seed=3)
     weaker.patches = {k: [(0.5 * entry[0], *entry[1:]) for entry in entries] for k, entries in weaker.patches.items()}
-    models = [mini[0], with_lora(mini[0], seed=3), with_lora(mini[0], seed=4), weaker, apply(mini[0], bases["contrast", "whole layer"], where="output"), apply(mini[0], bases["contrast", "whole layer"], where="output", strength=0.5)]
+    models = [
+        mini[0],
+        with_lora(mini[0], seed=3),
+        with_lora(mini[0], seed=4),
+        weaker,
+        apply(mini[0], bases["contrast", "whole layer"], where="output"),
+        apply(mini[0], bases["contrast", "whole layer"], where="output", strength=0.5),
+    ]
     assert len({fingerprint(m, layers) for m in models}) == len(models)
     assert fingerprint(with_lora(mini[0], seed=3), layers) == fingerprint(models[1], layers)
 
 
 def test_a_host_that_does_not_take_a_key_is_an_error_and_not_a_smaller_edit(mini, bases, monkeypatch):
     add = type(mini[0]).add_patches
-    monkeypatch.setattr(type(mini[0]), "add_patches", lambda self, patches, *a, **k: add(self, dict(list(patches.items())[1:]), *a, **k))
+    monkeypatch.setattr(
+        type(mini[0]), "add_patches", lambda self, patches, *a, **k: add(self, dict(list(patches.items())[1:]), *a, **k)
+    )
     with pytest.raises(PureError, match="did not take 1 of 14 edits"):
         apply(mini[0], bases["contrast", "whole layer"])

@@ -1,4 +1,6 @@
-"""What is recorded is softmax(Q K^T / sqrt(d)) V before to_out, of the conditional half, once per prompt, latent and step."""
+"""What is recorded is softmax(Q K^T / sqrt(d)) V before to_out, of the conditional half, once per prompt, latent and
+step."""
+
 import weakref
 
 import comfy.model_management
@@ -16,7 +18,9 @@ from run_nodes import SMALL, build, capture, prompts
 
 
 def hooks(model):
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.model.modules())
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.model.modules()
+    )
 
 
 def independent_rows(model, clip, pairs, steps, size=64, cfg=1.0):
@@ -26,17 +30,37 @@ def independent_rows(model, clip, pairs, steps, size=64, cfg=1.0):
     def spy(name):
         def hook(module, args, kwargs):
             rows[name].append((seen[-1], attention(module, args[0], kwargs["context"]).mean(1)))
+
         return hook
 
-    handles = [unet.register_forward_pre_hook(lambda _, a, kw: seen.append(kw["transformer_options"]["cond_or_uncond"]), with_kwargs=True)]
+    handles = [
+        unet.register_forward_pre_hook(
+            lambda _, a, kw: seen.append(kw["transformer_options"]["cond_or_uncond"]), with_kwargs=True
+        )
+    ]
     handles += [unet.get_submodule(n).register_forward_pre_hook(spy(n), with_kwargs=True) for n in rows]
     try:
         noise = torch.randn(1, 4, size // 8, size // 8, generator=torch.Generator().manual_seed(SMALL.get("seed", 0)))
         empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
         for _, text in pairs:
-            sampler = comfy.samplers.KSampler(model, steps=SMALL["steps"], device=model.load_device, sampler="euler", scheduler="normal", model_options=model.model_options)
-            sampler.sample(noise, clip.encode_from_tokens_scheduled(clip.tokenize(text)), empty, cfg=cfg, latent_image=torch.zeros_like(noise),
-                           last_step=steps, disable_pbar=True, seed=0)
+            sampler = comfy.samplers.KSampler(
+                model,
+                steps=SMALL["steps"],
+                device=model.load_device,
+                sampler="euler",
+                scheduler="normal",
+                model_options=model.model_options,
+            )
+            sampler.sample(
+                noise,
+                clip.encode_from_tokens_scheduled(clip.tokenize(text)),
+                empty,
+                cfg=cfg,
+                latent_image=torch.zeros_like(noise),
+                last_step=steps,
+                disable_pbar=True,
+                seed=0,
+            )
     finally:
         for handle in handles:
             handle.remove()
@@ -70,7 +94,11 @@ def test_what_comes_after_to_out_would_be_something_else(mini):
     got = capture(mini, anchors)
     after = {}
     name = next(iter(got.moments))
-    handle = unet_of(model).get_submodule(f"{name}.to_out").register_forward_hook(lambda m, a, out: after.setdefault("rows", []).append(out.mean(1)))
+    handle = (
+        unet_of(model)
+        .get_submodule(f"{name}.to_out")
+        .register_forward_hook(lambda m, a, out: after.setdefault("rows", []).append(out.mean(1)))
+    )
     try:
         capture(mini, anchors)
     finally:
@@ -82,15 +110,23 @@ def test_what_comes_after_to_out_would_be_something_else(mini):
 
 def difference(a, b):
     """Largest relative difference of the edits of two bases."""
-    return max(float((edit_matrix(a.layers[n].u, a.layers[n].m) - edit_matrix(b.layers[n].u, b.layers[n].m)).norm()
-                     / (edit_matrix(a.layers[n].u, a.layers[n].m) - torch.eye(a.layers[n].width)).norm()) for n in a.layers)
+    return max(
+        float(
+            (edit_matrix(a.layers[n].u, a.layers[n].m) - edit_matrix(b.layers[n].u, b.layers[n].m)).norm()
+            / (edit_matrix(a.layers[n].u, a.layers[n].m) - torch.eye(a.layers[n].width)).norm()
+        )
+        for n in a.layers
+    )
 
 
 def test_batch_size_changes_nothing_beyond_rounding(mini):
     few = {"templates": "{}\na picture of {}\na drawing of {}"}
 
     def basis(size, seed=0):
-        forget, retain = (capture(mini, p, batch_size=size, latents=2, seed=seed) for p in (prompts("miplo", **few), prompts("zorbo\nbramby", "retain", **few)))
+        forget, retain = (
+            capture(mini, p, batch_size=size, latents=2, seed=seed)
+            for p in (prompts("miplo", **few), prompts("zorbo\nbramby", "retain", **few))
+        )
         return build(forget, retain, max_rank=1)
 
     one, four, sixteen = (basis(n) for n in (1, 4, 16))
@@ -108,7 +144,10 @@ def test_prompts_of_different_lengths_are_captured_together(mini):
 
 
 def test_a_capture_is_its_forward_passes_and_one_transfer_a_step(mini, monkeypatch):
-    """Each prompt, and the empty one, is encoded once, whatever the latents; no unconditional half at cfg 1; no step after the last that is recorded."""
+    """Each prompt, and the empty one, is encoded once, whatever the latents; no unconditional half at cfg 1.
+
+    No step after the last that is recorded.
+    """
     model, clip = mini[:2]
     unet, moved, texts, halves, evaluated = unet_of(model), [], [], [], []
 
@@ -120,9 +159,18 @@ def test_a_capture_is_its_forward_passes_and_one_transfer_a_step(mini, monkeypat
         moved.append(tuple(tensor.shape))
         return original(tensor)
 
-    anchors, width = prompts("zorbo\nmiplo", templates="{}\na picture of {}"), sum(layer.width for layer in cross_attention_layers(model))
+    anchors, width = (
+        prompts("zorbo\nmiplo", templates="{}\na picture of {}"),
+        sum(layer.width for layer in cross_attention_layers(model)),
+    )
     monkeypatch.setattr(torch.Tensor, "cpu", cpu)
-    handle = unet.register_forward_pre_hook(lambda _, a, kw: (halves.append(list(kw["transformer_options"]["cond_or_uncond"])), evaluated.append(len(a[0])))[0], with_kwargs=True)
+    handle = unet.register_forward_pre_hook(
+        lambda _, a, kw: (
+            halves.append(list(kw["transformer_options"]["cond_or_uncond"])),
+            evaluated.append(len(a[0])),
+        )[0],
+        with_kwargs=True,
+    )
     try:
         capture((model, Counted), anchors, latents=2, batch_size=4, steps=4, recorded_steps=3)
         lone, runs, transfers = sorted(texts), list(halves), [s for s in moved if s[1:] == (width,)]
@@ -130,7 +178,9 @@ def test_a_capture_is_its_forward_passes_and_one_transfer_a_step(mini, monkeypat
     finally:
         handle.remove()
     assert lone == sorted(["", *(text for _, text in anchors.pairs)])
-    assert runs == [[0]] * (2 * 3) and transfers == [(4, width)] * (2 * 3)  # 4 prompts x 2 latents in batches of 4, 3 steps each
+    assert runs == [[0]] * (2 * 3) and transfers == [(4, width)] * (
+        2 * 3
+    )  # 4 prompts x 2 latents in batches of 4, 3 steps each
     assert [1, 0] in halves  # control: at cfg 3 the unconditional half runs
     said = [sampling.Trajectory(4, 3, 2, 0, cfg, 64, 64, "euler", "normal", 4).evaluations(4) for cfg in (1.0, 3.0)]
     assert [sum(evaluated[:6]), sum(evaluated[6:])] == said == [24, 48]  # what the report says it costs
@@ -162,7 +212,9 @@ def test_more_prompts_than_are_encoded_at_once_give_the_same_and_no_more_is_held
     assert max(held) == 4 and sorted(texts) == sorted(["", *(text for _, text in anchors.pairs)])
     assert parts.provenance == whole.provenance and parts.count == whole.count
     for name, m in parts.moments.items():
-        assert (m.second_moment() - whole.moments[name].second_moment()).norm() < 1e-5 * whole.moments[name].second_moment().norm()
+        assert (m.second_moment() - whole.moments[name].second_moment()).norm() < 1e-5 * whole.moments[
+            name
+        ].second_moment().norm()
 
 
 def test_latent_j_depends_on_seed_and_j_alone(mini):
@@ -174,7 +226,10 @@ def test_latent_j_depends_on_seed_and_j_alone(mini):
 def test_no_hook_is_left_after_success_exception_or_cancel(mini, monkeypatch):
     model = mini[0]
     before, patches, options = hooks(model), {k: list(v) for k, v in model.patches.items()}, repr(model.model_options)
-    base = {layer.key("values"): model.get_key_patches(layer.key("values"))[layer.key("values")][0][0].clone() for layer in cross_attention_layers(model)}
+    base = {
+        layer.key("values"): model.get_key_patches(layer.key("values"))[layer.key("values")][0][0].clone()
+        for layer in cross_attention_layers(model)
+    }
     during = []
 
     def check():
@@ -240,10 +295,17 @@ def test_a_schedule_of_another_length_is_refused_before_a_step_is_run(mini, monk
         capture(mini, prompts("zorbo"), scheduler="ddim_uniform", steps=30)
 
 
-@pytest.mark.parametrize(("inputs", "words"), [
-    ({"sampler_name": "euler_ancestral"}, "draw noise"), ({"sampler_name": "heun"}, "evaluate twice"), ({"sampler_name": "nonsense"}, "'nonsense'"),
-    ({"scheduler": "nonsense"}, "scheduler is 'nonsense'"), ({"steps": 2, "recorded_steps": 3}, "recorded_steps is 3"), ({"cfg": float("nan")}, "cfg is nan"),
-])
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"sampler_name": "euler_ancestral"}, "draw noise"),
+        ({"sampler_name": "heun"}, "evaluate twice"),
+        ({"sampler_name": "nonsense"}, "'nonsense'"),
+        ({"scheduler": "nonsense"}, "scheduler is 'nonsense'"),
+        ({"steps": 2, "recorded_steps": 3}, "recorded_steps is 3"),
+        ({"cfg": float("nan")}, "cfg is nan"),
+    ],
+)
 def test_trajectories_that_cannot_be_recorded_are_refused_before_any_work(mini, monkeypatch, inputs, words):
     monkeypatch.setattr(recording, "encode_all", lambda *a: pytest.fail("work was done"))
     with pytest.raises(PureError, match=words):
@@ -269,7 +331,9 @@ def test_replaced_attention_is_refused(mini):
 def test_models_that_cannot_be_edited_are_refused_by_family(mini):
     class Flux:
         diffusion_model = torch.nn.Sequential(torch.nn.Linear(2, 2))
-        diffusion_model.input_blocks = diffusion_model.middle_block = diffusion_model.output_blocks = torch.nn.ModuleList()
+        diffusion_model.input_blocks = diffusion_model.middle_block = diffusion_model.output_blocks = (
+            torch.nn.ModuleList()
+        )
 
     with pytest.raises(PureError, match=r"\(Flux\) has no text cross-attention"):
         cross_attention_layers(type("Patcher", (), {"model": Flux()})())
@@ -280,7 +344,9 @@ def test_models_that_cannot_be_edited_are_refused_by_family(mini):
     for part in ("to_q", "to_k", "to_v"):
         packed.attn2.add_module(part, torch.nn.Linear(4, 4, bias=False))
     packed.attn2.add_module("to_out", torch.nn.Sequential(torch.nn.Linear(4, 4)))
-    holder, lotus = (type("Patcher", (), {"model": type(name, (), {"diffusion_model": packed})()})() for name in ("SDXL", "Lotus"))
+    holder, lotus = (
+        type("Patcher", (), {"model": type(name, (), {"diffusion_model": packed})()})() for name in ("SDXL", "Lotus")
+    )
     with pytest.raises(PureError, match=r"\(Lotus\) is not asked in text"):
         cross_attention_layers(lotus)
     assert [layer.width for layer in cross_attention_layers(holder)] == [4]  # control

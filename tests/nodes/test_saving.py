@@ -1,4 +1,6 @@
-"""Saved files: checkpoint, LoRA and basis hold the edit, another client loads the LoRA, and a failed save leaves nothing."""
+"""Saved files: checkpoint, LoRA and basis hold the edit, another client loads the LoRA, and a failed save leaves
+nothing."""
+
 import json
 from pathlib import Path
 
@@ -37,7 +39,10 @@ def folders(tmp_path_factory):
 def bases(mini):
     with torch.inference_mode():
         retain = capture(mini, prompts("zorbo", "retain"))
-        return [build(capture(mini, prompts(name)), retain, rule="energy", forget_energy=0.999) for name in ("miplo", "bramby")]
+        return [
+            build(capture(mini, prompts(name)), retain, rule="energy", forget_energy=0.999)
+            for name in ("miplo", "bramby")
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +62,9 @@ def save_lora(model, **inputs):
 def difference(a, b):
     """Worst relative difference of the cross-attention keys and values of two MODELs."""
     keys = [layer.key(p) for layer in cross_attention_layers(a) for p in ("keys", "values")]
-    return max(float((effective_weight(a, k) - effective_weight(b, k)).norm() / effective_weight(b, k).norm()) for k in keys)
+    return max(
+        float((effective_weight(a, k) - effective_weight(b, k)).norm() / effective_weight(b, k).norm()) for k in keys
+    )
 
 
 def test_checkpoint_and_lora_sample_what_the_edited_model_samples(mini, edited):
@@ -69,7 +76,11 @@ def test_checkpoint_and_lora_sample_what_the_edited_model_samples(mini, edited):
     theirs = f"{folder_paths.get_output_directory()}/checkpoints/host_00001_.safetensors"
     wanted, original = sample(edited, clip), sample(model, clip)
     reloaded = inprocess.load_checkpoint(ours)
-    apart = {"ours": reloaded[0], "host's": inprocess.load_checkpoint(theirs)[0], "lora": lora_on(model, save_lora(edited, dtype="fp32"))}
+    apart = {
+        "ours": reloaded[0],
+        "host's": inprocess.load_checkpoint(theirs)[0],
+        "lora": lora_on(model, save_lora(edited, dtype="fp32")),
+    }
     for what, other in apart.items():
         assert (sample(other, clip) - wanted).norm() * 100 < (original - wanted).norm(), what
     undone = lora_on(reloaded[0], save_lora(edited, dtype="fp32"), -1.0)
@@ -87,21 +98,36 @@ def test_lora_is_the_edit_within_its_precision(mini, bases, dtype, bound, where)
         wanted, original = effective_weight(edited, key), effective_weight(mini[0], key)
         error = (effective_weight(loaded, key) - wanted).norm() / wanted.norm()
         assert error <= bound and error * 20 < (original - wanted).norm() / wanted.norm()
-    step = lambda model: sample(model, mini[1], steps=1)
+
+    def step(model):
+        return sample(model, mini[1], steps=1)
+
     if where != "output":
         assert (step(loaded) - step(edited)).norm() * 20 < (step(mini[0]) - step(edited)).norm()
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 5e-4), (torch.bfloat16, 4e-3)])
 def test_a_checkpoint_in_half_precision_holds_the_edit(mini, bases, dtype, bound):
-    model = comfy.sd.load_checkpoint_guess_config(str(inprocess.checkpoint()), output_vae=False, output_clip=False, model_options={"dtype": dtype})[0]
+    model = comfy.sd.load_checkpoint_guess_config(
+        str(inprocess.checkpoint()), output_vae=False, output_clip=False, model_options={"dtype": dtype}
+    )[0]
     edited = apply(model, bases[0])
     path = run(SaveCheckpoint, model=edited, clip=mini[1], vae=mini[2])[0]
     with safe_open(path, framework="pt") as file:
-        assert file.get_tensor("model.diffusion_model." + next(iter(edits_of(edited))).removeprefix("diffusion_model.")).dtype == dtype
-    reloaded = comfy.sd.load_checkpoint_guess_config(path, output_vae=False, output_clip=False, model_options={"dtype": dtype})[0]
+        assert (
+            file.get_tensor(
+                "model.diffusion_model." + next(iter(edits_of(edited))).removeprefix("diffusion_model.")
+            ).dtype
+            == dtype
+        )
+    reloaded = comfy.sd.load_checkpoint_guess_config(
+        path, output_vae=False, output_clip=False, model_options={"dtype": dtype}
+    )[0]
     assert difference(reloaded, edited) <= bound < 20 * bound < difference(model, edited)
-    step = lambda model: sample(model, mini[1], steps=1)
+
+    def step(model):
+        return sample(model, mini[1], steps=1)
+
     assert (step(reloaded) - step(edited)).norm() * 20 < (step(model) - step(edited)).norm()
 
 
@@ -136,7 +162,12 @@ def test_nothing_to_save_is_refused_or_warned_of(mini, edited):
     with pytest.raises(PureError, match="leaves only a part of the edit"):
         save_lora(half)
     for mixed in (merged, half):  # a checkpoint has all of a merge
-        again = comfy.sd.load_checkpoint_guess_config(run(SaveCheckpoint, model=mixed, clip=clip, vae=vae)[0], output_vae=False, output_clip=False, model_options={"dtype": torch.float32})[0]
+        again = comfy.sd.load_checkpoint_guess_config(
+            run(SaveCheckpoint, model=mixed, clip=clip, vae=vae)[0],
+            output_vae=False,
+            output_clip=False,
+            model_options={"dtype": torch.float32},
+        )[0]
         assert difference(again, mixed) < 1e-6 < 1e-2 < difference(again, model)
     assert "carries no PURE edit: it was saved as it is" in report(SaveCheckpoint, model=model, clip=clip, vae=vae)
     assert "Warning" not in report(SaveCheckpoint, model=edited, clip=clip, vae=vae)
@@ -156,7 +187,11 @@ def test_the_recipe_is_written_only_where_allowed(mini, bases, edited, monkeypat
             return json.loads(file.metadata()["pure"]), str(file.metadata())
 
     full, text = head(save_lora(edited))
-    assert full["edits"][0]["provenance"]["forget"]["concepts"] == ["miplo"] and full["edits"][0]["strength"] == 1.0 and len(full["ranks"]) == 14
+    assert (
+        full["edits"][0]["provenance"]["forget"]["concepts"] == ["miplo"]
+        and full["edits"][0]["strength"] == 1.0
+        and len(full["ranks"]) == 14
+    )
     for path in (save_lora(edited, embed_recipe=False), run(SaveBasis, basis=bases[0], embed_recipe=False)[0]):
         assert "miplo" not in head(path)[1]
     monkeypatch.setattr(saving.args, "disable_metadata", True)
@@ -201,25 +236,55 @@ def test_diffusers_loads_the_same_weights(family, tmp_path):
     for layer in cross_attention_layers(model):
         u, m = (torch.linalg.qr(torch.randn(layer.width, 5, generator=generator))[0] for _ in range(2))
         for part in ("keys", "values"):
-            patches[layer.key(part)] = ProjectionAdapter(set(), (u, m, "left", json.dumps({"weights": 2 * len(cross_attention_layers(model))})))
+            patches[layer.key(part)] = ProjectionAdapter(
+                set(), (u, m, "left", json.dumps({"weights": 2 * len(cross_attention_layers(model))}))
+            )
     edited.add_patches(patches)
     path = save_lora(edited, dtype="fp32")
     depth = [1, 2, 10] if xl else 1
-    config = {"block_out_channels": (320,) * (3 if xl else 4), "cross_attention_dim": 2048 if xl else 768, "layers_per_block": 2, "use_linear_projection": xl,
-              "attention_head_dim": 5 if xl else 8, "transformer_layers_per_block": depth, "sample_size": 8,
-              "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D") if xl else ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-              "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D") if xl else ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-              **({"addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816} if xl else {})}
+    config = {
+        "block_out_channels": (320,) * (3 if xl else 4),
+        "cross_attention_dim": 2048 if xl else 768,
+        "layers_per_block": 2,
+        "use_linear_projection": xl,
+        "attention_head_dim": 5 if xl else 8,
+        "transformer_layers_per_block": depth,
+        "sample_size": 8,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
+        if xl
+        else ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
+        if xl
+        else ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        **(
+            {
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 256,
+                "projection_class_embeddings_input_dim": 2816,
+            }
+            if xl
+            else {}
+        ),
+    }
     with torch.inference_mode(False), torch.no_grad():
         unet = UNet2DConditionModel(**config)
-        unet.load_state_dict(convert_ldm_unet_checkpoint({k: v.clone() for k, v in state.items()}, config={**unet.config, **config}))
+        unet.load_state_dict(
+            convert_ldm_unet_checkpoint({k: v.clone() for k, v in state.items()}, config={**unet.config, **config})
+        )
         mixin = StableDiffusionXLLoraLoaderMixin if xl else StableDiffusionLoraLoaderMixin
         lora, alphas = mixin.lora_state_dict(path, unet_config=unet.config)[:2]
         before = {k: v.clone() for k, v in unet.state_dict().items() if ".attn2.to_" in k}
         mixin.load_lora_into_unet(lora, alphas, unet)
         unet.fuse_lora()
-        after = {k.replace(".base_layer", ""): v for k, v in unet.state_dict().items() if ".attn2.to_" in k and "lora_" not in k}
-    to_diffusers = {f"diffusion_model.{v}": k for k, v in comfy.utils.unet_to_diffusers(model.model.model_config.unet_config).items()}
+        after = {
+            k.replace(".base_layer", ""): v
+            for k, v in unet.state_dict().items()
+            if ".attn2.to_" in k and "lora_" not in k
+        }
+    to_diffusers = {
+        f"diffusion_model.{v}": k
+        for k, v in comfy.utils.unet_to_diffusers(model.model.model_config.unet_config).items()
+    }
     assert len(edits_of(edited)) == (140 if xl else 32)
     for key in edits_of(edited):
         wanted, got, old = effective_weight(edited, key), after[to_diffusers[key]], before[to_diffusers[key]]

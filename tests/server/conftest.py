@@ -1,4 +1,5 @@
-"""One real server for all tests of this folder, with the miniature checkpoint and a few models that cannot be edited."""
+"""One real server for all tests of this folder, with the miniature checkpoint and models that cannot be edited."""
+
 import shutil
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def ui(running_chromium, server):
 @pytest.fixture(scope="session")
 def newer_server(base, tmp_path_factory):
     """The same host with a newer frontend, and temporary files of its own: a server clears them when it starts."""
-    with Server(arguments=("--front-end-root", str(get_frontend()), "--temp-directory", str(tmp_path_factory.mktemp("newer")))) as running:
+    with Server(
+        arguments=("--front-end-root", str(get_frontend()), "--temp-directory", str(tmp_path_factory.mktemp("newer")))
+    ) as running:
         yield running
 
 

@@ -1,27 +1,97 @@
 """Small API graphs over the miniature checkpoint."""
+
 import copy
 
 SMALL = {
     "loader": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "mini_sd.safetensors"}},
-    "forget": {"class_type": "PURE_ConceptPrompts", "inputs": {"concepts": "miplo", "preset": "object or character", "role": "forget", "include_empty_prompt": True, "templates": "{}"}},
-    "retain": {"class_type": "PURE_ConceptPrompts", "inputs": {"concepts": "zorbo\nbramby", "preset": "object or character", "role": "retain", "include_empty_prompt": True, "templates": "{}"}},
-    "capture_forget": {"class_type": "PURE_CaptureActivations", "inputs": {
-        "model": ["loader", 0], "clip": ["loader", 1], "prompts": ["forget", 0], "steps": 4, "recorded_steps": 2, "latents": 1, "seed": 0, "cfg": 1.0, "width": 64, "height": 64,
-        "sampler_name": "euler", "scheduler": "normal", "batch_size": 4}},
-    "build": {"class_type": "PURE_BuildBasis", "inputs": {
-        "forget": ["capture_forget", 0], "retain": ["capture_retain", 0], "rule": "contrast", "forget_energy": 0.9999, "retain_energy": 0.6, "retain_weight": 3.0, "centering": "none",
-        "structure": "whole layer", "max_rank": 0}},
-    "apply": {"class_type": "PURE_ApplyProjection", "inputs": {"model": ["loader", 0], "basis": ["build", 0], "strength": 1.0, "where": "keys and values", "iterations": 1, "layers": "all"}},
+    "forget": {
+        "class_type": "PURE_ConceptPrompts",
+        "inputs": {
+            "concepts": "miplo",
+            "preset": "object or character",
+            "role": "forget",
+            "include_empty_prompt": True,
+            "templates": "{}",
+        },
+    },
+    "retain": {
+        "class_type": "PURE_ConceptPrompts",
+        "inputs": {
+            "concepts": "zorbo\nbramby",
+            "preset": "object or character",
+            "role": "retain",
+            "include_empty_prompt": True,
+            "templates": "{}",
+        },
+    },
+    "capture_forget": {
+        "class_type": "PURE_CaptureActivations",
+        "inputs": {
+            "model": ["loader", 0],
+            "clip": ["loader", 1],
+            "prompts": ["forget", 0],
+            "steps": 4,
+            "recorded_steps": 2,
+            "latents": 1,
+            "seed": 0,
+            "cfg": 1.0,
+            "width": 64,
+            "height": 64,
+            "sampler_name": "euler",
+            "scheduler": "normal",
+            "batch_size": 4,
+        },
+    },
+    "build": {
+        "class_type": "PURE_BuildBasis",
+        "inputs": {
+            "forget": ["capture_forget", 0],
+            "retain": ["capture_retain", 0],
+            "rule": "contrast",
+            "forget_energy": 0.9999,
+            "retain_energy": 0.6,
+            "retain_weight": 3.0,
+            "centering": "none",
+            "structure": "whole layer",
+            "max_rank": 0,
+        },
+    },
+    "apply": {
+        "class_type": "PURE_ApplyProjection",
+        "inputs": {
+            "model": ["loader", 0],
+            "basis": ["build", 0],
+            "strength": 1.0,
+            "where": "keys and values",
+            "iterations": 1,
+            "layers": "all",
+        },
+    },
     "empty": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["loader", 1], "text": ""}},
     "text": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["loader", 1], "text": "miplo at night"}},
     "latent": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
-    "sampler": {"class_type": "KSampler", "inputs": {
-        "model": ["apply", 0], "positive": ["text", 0], "negative": ["empty", 0], "latent_image": ["latent", 0], "seed": 3, "steps": 4, "cfg": 4.0, "sampler_name": "euler",
-        "scheduler": "normal", "denoise": 1.0}},
+    "sampler": {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["apply", 0],
+            "positive": ["text", 0],
+            "negative": ["empty", 0],
+            "latent_image": ["latent", 0],
+            "seed": 3,
+            "steps": 4,
+            "cfg": 4.0,
+            "sampler_name": "euler",
+            "scheduler": "normal",
+            "denoise": 1.0,
+        },
+    },
     "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sampler", 0], "vae": ["loader", 2]}},
     "picture": {"class_type": "PreviewImage", "inputs": {"images": ["decode", 0]}},
 }
-SMALL["capture_retain"] = {"class_type": "PURE_CaptureActivations", "inputs": {**SMALL["capture_forget"]["inputs"], "prompts": ["retain", 0]}}
+SMALL["capture_retain"] = {
+    "class_type": "PURE_CaptureActivations",
+    "inputs": {**SMALL["capture_forget"]["inputs"], "prompts": ["retain", 0]},
+}
 
 
 def graph(**changes):

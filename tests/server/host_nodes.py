@@ -1,4 +1,5 @@
 """Nodes for the test server alone: what other packs do to a MODEL. Copied into its custom_nodes while the tests run."""
+
 import comfy.sd
 import folder_paths
 import torch
@@ -43,10 +44,14 @@ class TestQuantise(OnModel):
     """A MODEL whose cross-attention weights are packed integers, as GGUF loaders make them."""
 
     def change(self, model):
-        other = comfy.sd.load_checkpoint_guess_config(folder_paths.get_full_path("checkpoints", "mini_sd.safetensors"))[0]
+        other = comfy.sd.load_checkpoint_guess_config(folder_paths.get_full_path("checkpoints", "mini_sd.safetensors"))[
+            0
+        ]
         for name, module in other.model.diffusion_model.named_modules():
             if name.endswith("attn2.to_k"):
-                module.weight = torch.nn.Parameter(torch.zeros(module.weight.shape, dtype=torch.uint8), requires_grad=False)
+                module.weight = torch.nn.Parameter(
+                    torch.zeros(module.weight.shape, dtype=torch.uint8), requires_grad=False
+                )
         return (other,)
 
 

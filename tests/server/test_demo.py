@@ -1,4 +1,6 @@
-"""The demo, whole: the example workflow through the server, 12 pictures of each kind and MODEL, and what it leaves behind."""
+"""The demo, whole: the example workflow through the server, 12 pictures of each kind and MODEL, and what it leaves
+behind."""
+
 import json
 
 import pytest
@@ -15,8 +17,8 @@ def test_the_examples_differ_from_what_ships_in_the_table_alone():
     replaced = set()
     for name in workflows.names():
         shipped, used = workflows.load(name), workflows.substitute(workflows.load(name))
-        for a, b in zip(shipped["nodes"], used["nodes"]):
-            for before, after in zip(a["widgets_values"], b["widgets_values"]):
+        for a, b in zip(shipped["nodes"], used["nodes"], strict=True):
+            for before, after in zip(a["widgets_values"], b["widgets_values"], strict=True):
                 if before != after:
                     entry = workflows.entry_of(a["type"], before)
                     assert workflows.SUBSTITUTIONS[entry] == after

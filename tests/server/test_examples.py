@@ -1,4 +1,5 @@
 """Every shipped example workflow loads in the web UI, runs as it is by its Run button, and does what its name says."""
+
 import copy
 import itertools
 import re
@@ -12,7 +13,15 @@ import workflows
 from browser import faults
 
 PICTURED = ("SaveImage", "PreviewImage", "PURE_BuildBasis", "PURE_MeasureLeakage", "PURE_CompareImages")
-REPORTING = ("PURE_CaptureActivations", "PURE_BuildBasis", "PURE_ApplyProjection", "PURE_MeasureLeakage", "PURE_CompareImages", "PURE_SaveLoRA", "PURE_SaveCheckpoint")
+REPORTING = (
+    "PURE_CaptureActivations",
+    "PURE_BuildBasis",
+    "PURE_ApplyProjection",
+    "PURE_MeasureLeakage",
+    "PURE_CompareImages",
+    "PURE_SaveLoRA",
+    "PURE_SaveCheckpoint",
+)
 
 
 class Examples:
@@ -32,8 +41,17 @@ class Examples:
             seen = self.ui.run()
             self.ui.fit()
             self.ui.shot(f"{name}-ran")
-            self.done[name] = SimpleNamespace(graph=graph, loaded=loaded, kept=kept, seen=seen, ran=self.ui.nodes(), prompt=self.ui.prompt(), shown=self.ui.page.evaluate("app.nodeOutputs"),
-                                              errors=list(self.ui.errors), outputs=self.server.run(graph, seconds=900))
+            self.done[name] = SimpleNamespace(
+                graph=graph,
+                loaded=loaded,
+                kept=kept,
+                seen=seen,
+                ran=self.ui.nodes(),
+                prompt=self.ui.prompt(),
+                shown=self.ui.page.evaluate("app.nodeOutputs"),
+                errors=list(self.ui.errors),
+                outputs=self.server.run(graph, seconds=900),
+            )
         return self.done[name]
 
 
@@ -58,12 +76,33 @@ def overlaps(nodes):
 
 
 def test_faults_are_found():
-    ours = [("TypeError: x is undefined\n at setup (http://127.0.0.1/extensions/pure-concept-unlearning/js/report.js:9)", ""), ("Extension named 'PURE.Report' already registered.", "")]
-    assert faults([*ours, ("TypeError: x\n at http://127.0.0.1/assets/index.js", ""), ("Failed to load resource: 404", "http://127.0.0.1/api/userdata/comfy.templates.json")]) == ours
+    ours = [
+        (
+            "TypeError: x is undefined\n at setup (http://127.0.0.1/extensions/pure-concept-unlearning/js/report.js:9)",
+            "",
+        ),
+        ("Extension named 'PURE.Report' already registered.", ""),
+    ]
+    assert (
+        faults(
+            [
+                *ours,
+                ("TypeError: x\n at http://127.0.0.1/assets/index.js", ""),
+                ("Failed to load resource: 404", "http://127.0.0.1/api/userdata/comfy.templates.json"),
+            ]
+        )
+        == ours
+    )
 
 
 def test_overlaps_are_found():
-    assert overlaps([{"title": "a", "box": [0, 0, 10, 10]}, {"title": "b", "box": [9, 9, 10, 10]}, {"title": "c", "box": [30, 0, 1, 1]}]) == [("b", "a")]
+    assert overlaps(
+        [
+            {"title": "a", "box": [0, 0, 10, 10]},
+            {"title": "b", "box": [9, 9, 10, 10]},
+            {"title": "c", "box": [30, 0, 1, 1]},
+        ]
+    ) == [("b", "a")]
 
 
 @pytest.mark.parametrize("name", workflows.names())
@@ -113,13 +152,19 @@ def test_progress_is_shown(examples, name):
 
 def test_while_it_runs_a_capture_says_what_is_captured_and_what_it_costs(examples):
     one = examples[workflows.names()[0]]
-    for i, concept in zip(workflows.find(one.graph, "PURE_CaptureActivations"), ("miplo", "zorbo")):
+    for i, concept in zip(workflows.find(one.graph, "PURE_CaptureActivations"), ("miplo", "zorbo"), strict=True):
         text = one.seen["texts"][i][0]
         assert text.startswith("Capturing") and "U-Net evaluations" in text and concept in text
         done = [0, *(value for node, value, _ in one.seen["steps"] if node == i)]
-        total, batch = next(most for node, _, most in one.seen["steps"] if node == i), one.graph[i]["inputs"]["batch_size"]
+        total, batch = (
+            next(most for node, _, most in one.seen["steps"] if node == i),
+            one.graph[i]["inputs"]["batch_size"],
+        )
         assert done[-1] == total and f"{total} U-Net evaluations" in text
-        assert len(done) > one.graph[i]["inputs"]["recorded_steps"] and max(b - a for a, b in itertools.pairwise(done)) <= batch  # each step of each batch
+        assert (
+            len(done) > one.graph[i]["inputs"]["recorded_steps"]
+            and max(b - a for a, b in itertools.pairwise(done)) <= batch
+        )  # each step of each batch
 
 
 @pytest.mark.parametrize("name", workflows.names())
@@ -129,7 +174,10 @@ def test_its_pictures_differ(server, examples, name):
     assert len(pictures) >= 2 and all(np.abs(pictures[0] - other).mean() > 2 for other in pictures[1:])
 
 
-@pytest.mark.parametrize(("name", "kind", "folder"), [("save_a_checkpoint", "PURE_SaveCheckpoint", "checkpoints"), ("save_as_lora_and_reuse", "PURE_SaveLoRA", "loras")])
+@pytest.mark.parametrize(
+    ("name", "kind", "folder"),
+    [("save_a_checkpoint", "PURE_SaveCheckpoint", "checkpoints"), ("save_as_lora_and_reuse", "PURE_SaveLoRA", "loras")],
+)
 def test_it_saves_what_its_loader_then_draws(server, base, examples, name, kind, folder):
     one = examples[name]
     graph, (saver,) = copy.deepcopy(one.graph), workflows.find(one.graph, kind)
@@ -140,7 +188,10 @@ def test_it_saves_what_its_loader_then_draws(server, base, examples, name, kind,
         if folder == "checkpoints":
             graph["reload"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": file.name}}
         else:
-            graph["reload"] = {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["1", 0], "lora_name": file.name, "strength_model": 1.0}}
+            graph["reload"] = {
+                "class_type": "LoraLoaderModelOnly",
+                "inputs": {"model": ["1", 0], "lora_name": file.name, "strength_model": 1.0},
+            }
         graph["11"]["inputs"]["model"] = ["reload", 0]
         first, second = workflows.find(graph, "SaveImage")  # the original's picture and the edited MODEL's
         reloaded = server.run(workflows.upstream(graph, first))

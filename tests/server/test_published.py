@@ -1,6 +1,11 @@
-"""The archive alone, unpacked into a fresh host: it works, leaves the host as it was, and bears another copy of itself."""
+"""The archive alone, unpacked into a fresh host.
+
+It works, leaves the host as it was, and bears another copy of itself.
+"""
+
 import json
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +22,10 @@ OTHER = "another-copy-of-pure"
 
 @pytest.fixture(scope="module")
 def fresh(base, tmp_path_factory):
-    """A base folder that has never seen the pack: the checkpoint, and the unpacked archive under the project's name, once and as a second copy."""
+    """A base folder that has never seen the pack.
+
+    The checkpoint, and the unpacked archive under the project's name, once and as a second copy.
+    """
     folder = tmp_path_factory.mktemp("fresh")
     (folder / "models").mkdir()
     (folder / "models" / "checkpoints").symlink_to(base / "models" / "checkpoints")
@@ -30,54 +38,38 @@ def test_the_first_example_runs_from_the_unpacked_archive_beside_another_copy(fr
     assert not (fresh / "custom_nodes" / PACK / "tools").exists()
     with Server(fresh) as server:
         about_us = [line for line in server.log_text().splitlines() if PACK in line or OTHER in line]
-        assert len([line for line in about_us if "seconds" in line]) == 2 and not [line for line in about_us if "FAILED" in line or "Cannot" in line or "Error" in line]
-        workflow = json.loads((fresh / "custom_nodes" / PACK / "example_workflows" / "erase_a_character.json").read_text(encoding="utf-8"))
+        assert len([line for line in about_us if "seconds" in line]) == 2 and not [
+            line for line in about_us if "FAILED" in line or "Cannot" in line or "Error" in line
+        ]
+        workflow = json.loads(
+            (fresh / "custom_nodes" / PACK / "example_workflows" / "erase_a_character.json").read_text(encoding="utf-8")
+        )
         graph = workflows.to_api(workflows.substitute(workflow), server.get("/object_info"))
         for i in workflows.find(graph, "PURE_ConceptPrompts"):
             graph[i]["inputs"]["templates"] = "a picture of {}"  # a sixth of the captures
         assert faults(Browser(running_chromium, server).errors) == []  # each copy brings its script
         outputs = server.run(graph)
-        before, after = ([np.asarray(Image.open(server.file(i)), dtype=np.int16) for i in outputs[n]["images"]] for n in workflows.find(graph, "SaveImage"))
+        before, after = (
+            [np.asarray(Image.open(server.file(i)), dtype=np.int16) for i in outputs[n]["images"]]
+            for n in workflows.find(graph, "SaveImage")
+        )
     assert len(before) == len(after) > 0 and np.abs(before[0] - after[0]).mean() > 2
 
 
-LOOK = """
-import asyncio, json, os, sys, types
-sys.path.insert(0, {source!r})
-sys.argv = sys.argv[:1]
-from comfy.cli_args import args
-args.cpu, args.base_directory = True, {base!r}
-import folder_paths, utils.install_util, nodes, execution, server, latent_preview, comfy.sd, comfy.samplers, comfy.sample, comfy.lora, comfy.weight_adapter, comfy.float, comfy_api.latest
-
-def state():
-    functions = {{}}
-    for name, module in list(sys.modules.items()):
-        if name.split(".")[0] in ("comfy", "comfy_api", "nodes", "execution", "server", "folder_paths", "latent_preview", "torch"):
-            for key, value in list(vars(module).items()):
-                if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
-                    functions[f"{{name}}.{{key}}"] = id(value)
-                if isinstance(value, type) and value.__module__ == name:
-                    functions.update({{f"{{name}}.{{key}}.{{k}}": id(v) for k, v in vars(value).items() if isinstance(v, (types.FunctionType, staticmethod, classmethod, property))}})
-    hooks = [len(getattr(sys.modules["torch.nn.modules.module"], n)) for n in ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")]
-    return {{"path": list(sys.path), "environ": dict(os.environ), "meta_path": [repr(m) for m in sys.meta_path], "excepthook": repr(sys.excepthook), "nodes": id(sys.modules["nodes"]), "hooks": hooks,
-            "threads": torch.get_num_threads(), "grad": torch.is_grad_enabled(), "dtype": str(torch.get_default_dtype()), "functions": functions,
-            "folders": {{k: list(v[0]) for k, v in folder_paths.folder_names_and_paths.items()}}, "node_ids": sorted(nodes.NODE_CLASS_MAPPINGS)}}
-
-import torch
-before = state()
-loaded = asyncio.run(nodes.load_custom_node({pack!r}))
-after = state()
-after["functions"] = {{k: v for k, v in after["functions"].items() if k in before["functions"]}}
-changed = {{k: [before[k], after[k]] for k in before if before[k] != after[k] and k != "functions"}}
-print("STATE " + json.dumps([loaded, changed, [k for k, v in before["functions"].items() if after["functions"].get(k) != v], len(before["functions"])]))
-"""
-
-
 def imported(folder, pack_folder):
-    """What changes in a host when it imports a pack: whether it loaded, named parts of its state, functions and classes that are others now, and how many were looked at."""
+    """What changes in a host when it imports a pack.
+
+    Whether it loaded, named parts of its state, functions and classes that are others now, and how many were looked at.
+    """
     host = Host.load()
-    code = LOOK.format(source=host.source, base=str(folder), pack=str(pack_folder))
-    done = subprocess.run([host.python, "-c", code], cwd=host.source, env=host.environment(), capture_output=True, text=True)
+    command = [
+        host.python,
+        str(Path(__file__).with_name("import_state.py")),
+        host.source,
+        str(folder),
+        str(pack_folder),
+    ]
+    done = subprocess.run(command, cwd=host.source, env=host.environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("STATE "))[6:])
 
@@ -87,11 +79,22 @@ def test_importing_the_pack_registers_one_folder_and_its_nodes_and_changes_nothi
     assert loaded and looked_at > 5000 and patched == []
     assert set(changed) == {"folders", "node_ids"}
     folders_before, folders_after = changed["folders"]
-    assert set(folders_after) - set(folders_before) == {"pure"} and all(folders_after[k] == v for k, v in folders_before.items())
-    assert {n for n in changed["node_ids"][1] if n not in changed["node_ids"][0]} == {n for n in changed["node_ids"][1] if n.startswith("PURE_")}
+    assert set(folders_after) - set(folders_before) == {"pure"} and all(
+        folders_after[k] == v for k, v in folders_before.items()
+    )
+    assert {n for n in changed["node_ids"][1] if n not in changed["node_ids"][0]} == {
+        n for n in changed["node_ids"][1] if n.startswith("PURE_")
+    }
     bad = tmp_path / "bad_pack"  # control: a pack that does what packs must not
     bad.mkdir()
-    (bad / "__init__.py").write_text("import os, sys, comfy.samplers, comfy.sd\nos.environ['BAD'] = '1'\nsys.path.insert(0, 'x')\ncomfy.sd.load_lora_for_models = lambda *a: None\n"
-                                     "comfy.samplers.KSampler.sample = lambda *a: None\nNODE_CLASS_MAPPINGS = {}\n", encoding="utf-8")
+    (bad / "__init__.py").write_text(
+        "import os, sys, comfy.samplers, comfy.sd\nos.environ['BAD'] = '1'\nsys.path.insert(0, "
+        "'x')\ncomfy.sd.load_lora_for_models = lambda *a: None\n"
+        "comfy.samplers.KSampler.sample = lambda *a: None\nNODE_CLASS_MAPPINGS = {}\n",
+        encoding="utf-8",
+    )
     _, changed, patched, _ = imported(fresh, bad)
-    assert {"path", "environ"} <= set(changed) and {"comfy.sd.load_lora_for_models", "comfy.samplers.KSampler.sample"} <= set(patched)
+    assert {"path", "environ"} <= set(changed) and {
+        "comfy.sd.load_lora_for_models",
+        "comfy.samplers.KSampler.sample",
+    } <= set(patched)

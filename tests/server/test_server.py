@@ -1,4 +1,5 @@
 """Through the real server's HTTP API: the nodes are there, work, repeat, can be cancelled, and say what is wrong."""
+
 import time
 
 import numpy as np
@@ -36,18 +37,84 @@ def test_the_tabled_inputs_are_there_in_order(server):
     info = server.get("/object_info")
     order = {n: [i for s in ("required", "optional") for i in info[n]["input_order"].get(s, [])] for n in NODES}
     assert order["PURE_ConceptPrompts"] == ["concepts", "preset", "role", "include_empty_prompt", "templates"]
-    assert order["PURE_CaptureActivations"] == ["model", "clip", "prompts", "steps", "recorded_steps", "latents", "seed", "cfg", "width", "height", "sampler_name", "scheduler", "batch_size"]
+    assert order["PURE_CaptureActivations"] == [
+        "model",
+        "clip",
+        "prompts",
+        "steps",
+        "recorded_steps",
+        "latents",
+        "seed",
+        "cfg",
+        "width",
+        "height",
+        "sampler_name",
+        "scheduler",
+        "batch_size",
+    ]
     assert order["PURE_MergeActivations"] == ["activations_a", "activations_b"]
-    assert order["PURE_BuildBasis"] == ["forget", "rule", "forget_energy", "retain_energy", "retain_weight", "centering", "structure", "max_rank", "retain"]
+    assert order["PURE_BuildBasis"] == [
+        "forget",
+        "rule",
+        "forget_energy",
+        "retain_energy",
+        "retain_weight",
+        "centering",
+        "structure",
+        "max_rank",
+        "retain",
+    ]
     assert order["PURE_ApplyProjection"] == ["model", "basis", "strength", "where", "iterations", "layers"]
-    assert order["PURE_MeasureLeakage"] == ["original", "edited", "clip", "concept_probes", "retain_probes", "seed", "steps", "width", "height"]
-    assert order["PURE_CompareImages"] == ["original", "edited", "clip", "vae", "prompts", "negative", "seed", "steps", "cfg", "sampler_name", "scheduler", "width", "height", "columns"]
-    assert order["PURE_SaveBasis"] == ["basis", "filename_prefix", "embed_recipe"] and order["PURE_LoadBasis"] == ["name"]
+    assert order["PURE_MeasureLeakage"] == [
+        "original",
+        "edited",
+        "clip",
+        "concept_probes",
+        "retain_probes",
+        "seed",
+        "steps",
+        "width",
+        "height",
+    ]
+    assert order["PURE_CompareImages"] == [
+        "original",
+        "edited",
+        "clip",
+        "vae",
+        "prompts",
+        "negative",
+        "seed",
+        "steps",
+        "cfg",
+        "sampler_name",
+        "scheduler",
+        "width",
+        "height",
+        "columns",
+    ]
+    assert order["PURE_SaveBasis"] == ["basis", "filename_prefix", "embed_recipe"] and order["PURE_LoadBasis"] == [
+        "name"
+    ]
     assert order["PURE_SaveLoRA"] == ["model", "filename_prefix", "dtype", "embed_recipe"]
     assert order["PURE_SaveCheckpoint"] == ["model", "clip", "vae", "filename_prefix", "embed_recipe"]
-    folded = {n: inputs for n in NODES if (inputs := [i for s in info[n]["input"].values() for i, spec in s.items() if len(spec) > 1 and spec[1].get("advanced")])}
-    assert folded == {"PURE_ConceptPrompts": ["templates"], "PURE_CaptureActivations": ["sampler_name", "scheduler", "batch_size"],
-                      "PURE_BuildBasis": ["forget_energy", "retain_energy", "max_rank"], "PURE_ApplyProjection": ["iterations", "layers"]}
+    folded = {
+        n: inputs
+        for n in NODES
+        if (
+            inputs := [
+                i
+                for s in info[n]["input"].values()
+                for i, spec in s.items()
+                if len(spec) > 1 and spec[1].get("advanced")
+            ]
+        )
+    }
+    assert folded == {
+        "PURE_ConceptPrompts": ["templates"],
+        "PURE_CaptureActivations": ["sampler_name", "scheduler", "batch_size"],
+        "PURE_BuildBasis": ["forget_energy", "retain_energy", "max_rank"],
+        "PURE_ApplyProjection": ["iterations", "layers"],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +123,19 @@ def done(server):
 
 
 def test_reports_and_the_chart_reach_the_history(server, done):
-    assert "Captured 1 forget prompts x 1 latents x 2 steps: 2 rows in each of 7 cross-attention layers" in done["capture_forget"]["text"][0]
+    assert (
+        "Captured 1 forget prompts x 1 latents x 2 steps: 2 rows in each of 7 cross-attention layers"
+        in done["capture_forget"]["text"][0]
+    )
     assert "Erases miplo; keeps zorbo, bramby, the empty prompt." in done["build"]["text"][0]
     assert picture(server, done, "build").shape == (640, 1024, 3)
     assert "Projected keys and values of 7 of 7" in done["apply"]["text"][0]
 
 
 def test_two_queues_give_the_same_picture_and_strength_zero_the_original(server, done):
-    again = server.run(graph(forget={"templates": "{}\n"}, retain={"templates": "{}\n"}))  # other text, same prompts: nothing comes from the cache
+    again = server.run(
+        graph(forget={"templates": "{}\n"}, retain={"templates": "{}\n"})
+    )  # other text, same prompts: nothing comes from the cache
     assert np.array_equal(picture(server, done), picture(server, again))
     original = picture(server, server.run(graph(sampler={"model": ["loader", 0]})))
     assert np.array_equal(original, picture(server, server.run(graph(apply={"strength": 0.0}))))
@@ -77,13 +149,20 @@ def from_the_cache(server, changed):
     return set(next(data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached"))
 
 
-@pytest.mark.parametrize(("changes", "again"), [
-    ({"build": {"retain_weight": 2.5}}, {"build", "apply"}),
-    ({"build": {"structure": "per head"}}, {"build", "apply"}),
-    ({"apply": {"strength": 0.45}}, {"apply"}),
-    ({"apply": {"where": "output"}}, {"apply"}),
-    ({"retain": {"concepts": "zorbo\nbramby\ndorrit"}}, {"retain", "capture_retain", "build", "apply"}),  # what has to be captured again is
-], ids=["weight", "structure", "strength", "where", "retained"])
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [
+        ({"build": {"retain_weight": 2.5}}, {"build", "apply"}),
+        ({"build": {"structure": "per head"}}, {"build", "apply"}),
+        ({"apply": {"strength": 0.45}}, {"apply"}),
+        ({"apply": {"where": "output"}}, {"apply"}),
+        (
+            {"retain": {"concepts": "zorbo\nbramby\ndorrit"}},
+            {"retain", "capture_retain", "build", "apply"},
+        ),  # what has to be captured again is
+    ],
+    ids=["weight", "structure", "strength", "where", "retained"],
+)
 def test_what_did_not_change_is_not_computed_again(server, changes, again):
     server.run(graph())
     drawn = {"sampler", "decode", "picture"}
@@ -91,9 +170,24 @@ def test_what_did_not_change_is_not_computed_again(server, changes, again):
 
 
 def test_captures_are_merged_by_the_node(server):
-    more = {"class_type": "PURE_ConceptPrompts", "inputs": {"concepts": "tarnik", "preset": "object or character", "role": "retain", "include_empty_prompt": False, "templates": "{}"}}
-    capture = {"class_type": "PURE_CaptureActivations", "inputs": {**graph()["capture_retain"]["inputs"], "prompts": ["more", 0]}}
-    merge = {"class_type": "PURE_MergeActivations", "inputs": {"activations_a": ["capture_retain", 0], "activations_b": ["capture_more", 0]}}
+    more = {
+        "class_type": "PURE_ConceptPrompts",
+        "inputs": {
+            "concepts": "tarnik",
+            "preset": "object or character",
+            "role": "retain",
+            "include_empty_prompt": False,
+            "templates": "{}",
+        },
+    }
+    capture = {
+        "class_type": "PURE_CaptureActivations",
+        "inputs": {**graph()["capture_retain"]["inputs"], "prompts": ["more", 0]},
+    }
+    merge = {
+        "class_type": "PURE_MergeActivations",
+        "inputs": {"activations_a": ["capture_retain", 0], "activations_b": ["capture_more", 0]},
+    }
     outputs = server.run(graph(more=more, capture_more=capture, merge=merge, build={"retain": ["merge", 0]}))
     assert "keeps zorbo, bramby, the empty prompt, tarnik." in outputs["build"]["text"][0]
     with pytest.raises(ServerError, match="differ in steps"):
@@ -104,39 +198,98 @@ def test_captures_are_merged_by_the_node(server):
 def test_a_lora_before_and_after_the_edit_works(server, base, done):
     generator = torch.Generator().manual_seed(0)
     root = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_v"
-    save_file({f"{root}.lora_up.weight": torch.randn(320, 2, generator=generator), f"{root}.lora_down.weight": torch.randn(2, 768, generator=generator) * 0.05, f"{root}.alpha": torch.tensor(2.0)},
-              base / "models" / "loras" / "test_lora.safetensors")
-    lora = lambda model: {"class_type": "LoraLoaderModelOnly", "inputs": {"model": model, "lora_name": "test_lora.safetensors", "strength_model": 1.0}}
+    save_file(
+        {
+            f"{root}.lora_up.weight": torch.randn(320, 2, generator=generator),
+            f"{root}.lora_down.weight": torch.randn(2, 768, generator=generator) * 0.05,
+            f"{root}.alpha": torch.tensor(2.0),
+        },
+        base / "models" / "loras" / "test_lora.safetensors",
+    )
+
+    def lora(model):
+        return {
+            "class_type": "LoraLoaderModelOnly",
+            "inputs": {"model": model, "lora_name": "test_lora.safetensors", "strength_model": 1.0},
+        }
+
     before = server.run(graph(lora=lora(["loader", 0]), apply={"model": ["lora", 0]}))
     assert "captured on other weights" in before["apply"]["text"][0]  # the capture saw the MODEL without it
     after = server.run(graph(lora=lora(["apply", 0]), sampler={"model": ["lora", 0]}))
-    assert not np.array_equal(picture(server, before), picture(server, after)) and not np.array_equal(picture(server, after), picture(server, done))
+    assert not np.array_equal(picture(server, before), picture(server, after)) and not np.array_equal(
+        picture(server, after), picture(server, done)
+    )
 
 
 def test_saved_files_are_listed_by_the_loaders_and_draw_the_edited_picture(server, base, done):
-    node = lambda kind, **inputs: {"class_type": kind, "inputs": inputs}
-    saved = server.run(graph(
-        save_basis=node("PURE_SaveBasis", basis=["build", 0], filename_prefix="pure/server_test", embed_recipe=True),
-        save_lora=node("PURE_SaveLoRA", model=["apply", 0], filename_prefix="loras/server_test", dtype="fp32", embed_recipe=True),
-        save=node("PURE_SaveCheckpoint", model=["apply", 0], clip=["loader", 1], vae=["loader", 2], filename_prefix="checkpoints/server_test", embed_recipe=True)))
-    files = {n: saved[n]["text"][0].split("Saved ")[1].split(":" if n == "save_lora" else ",")[0] for n in ("save_basis", "save_lora", "save")}
+    def node(kind, **inputs):
+        return {"class_type": kind, "inputs": inputs}
+
+    saved = server.run(
+        graph(
+            save_basis=node(
+                "PURE_SaveBasis", basis=["build", 0], filename_prefix="pure/server_test", embed_recipe=True
+            ),
+            save_lora=node(
+                "PURE_SaveLoRA",
+                model=["apply", 0],
+                filename_prefix="loras/server_test",
+                dtype="fp32",
+                embed_recipe=True,
+            ),
+            save=node(
+                "PURE_SaveCheckpoint",
+                model=["apply", 0],
+                clip=["loader", 1],
+                vae=["loader", 2],
+                filename_prefix="checkpoints/server_test",
+                embed_recipe=True,
+            ),
+        )
+    )
+    files = {
+        n: saved[n]["text"][0].split("Saved ")[1].split(":" if n == "save_lora" else ",")[0]
+        for n in ("save_basis", "save_lora", "save")
+    }
     assert "differ from the MODEL's by at most" in saved["save"]["text"][0]
     try:
-        assert files["save_basis"] in server.get("/object_info/PURE_LoadBasis")["PURE_LoadBasis"]["input"]["required"]["name"][1]["options"]
+        assert (
+            files["save_basis"]
+            in server.get("/object_info/PURE_LoadBasis")["PURE_LoadBasis"]["input"]["required"]["name"][1]["options"]
+        )
         again = server.run(graph(build=node("PURE_LoadBasis", name=files["save_basis"])))
-        by_lora = server.run(graph(lora=node("LoraLoaderModelOnly", model=["loader", 0], lora_name=files["save_lora"], strength_model=1.0), sampler={"model": ["lora", 0]}))
-        whole = server.run(graph(other=node("CheckpointLoaderSimple", ckpt_name=files["save"]), sampler={"model": ["other", 0]}))
+        by_lora = server.run(
+            graph(
+                lora=node("LoraLoaderModelOnly", model=["loader", 0], lora_name=files["save_lora"], strength_model=1.0),
+                sampler={"model": ["lora", 0]},
+            )
+        )
+        whole = server.run(
+            graph(other=node("CheckpointLoaderSimple", ckpt_name=files["save"]), sampler={"model": ["other", 0]})
+        )
         for outputs in (again, by_lora, whole):
             assert np.abs(picture(server, outputs) - picture(server, done)).max() <= 2
         for name in ("nothing.safetensors", "../" + files["save_basis"]):
             with pytest.raises(ServerError, match=r"There is no basis|not in list|not in \("):
                 server.run(graph(build=node("PURE_LoadBasis", name=name)))
         with pytest.raises(ServerError, match="carries no PURE edit"):
-            server.run(graph(save_lora=node("PURE_SaveLoRA", model=["loader", 0], filename_prefix="loras/x", dtype="fp16", embed_recipe=True)))
+            server.run(
+                graph(
+                    save_lora=node(
+                        "PURE_SaveLoRA", model=["loader", 0], filename_prefix="loras/x", dtype="fp16", embed_recipe=True
+                    )
+                )
+            )
         with pytest.raises(ServerError, match="inside ComfyUI's output folder"):
-            server.run(graph(save_basis=node("PURE_SaveBasis", basis=["build", 0], filename_prefix="../x", embed_recipe=True)))
+            server.run(
+                graph(save_basis=node("PURE_SaveBasis", basis=["build", 0], filename_prefix="../x", embed_recipe=True))
+            )
     finally:
-        for folder, name in (("pure", files["save_basis"]), ("loras", files["save_lora"]), ("checkpoints", files["save"])):
+        for folder, name in (
+            ("pure", files["save_basis"]),
+            ("loras", files["save_lora"]),
+            ("checkpoints", files["save"]),
+        ):
             (base / "output" / folder / name).unlink()
 
 
@@ -166,7 +319,9 @@ def test_bad_widgets_end_in_a_sentence_that_says_what_to_do(server, changes, wor
     with pytest.raises(ServerError) as error:
         server.run(graph(**changes))
     widget, told = words.split(" is ")[0], str(error.value)
-    assert words in told or ("value_not_in_list" in told and f'"details": "{widget}: ' in told)  # hosts after 0.3.75 check choices themselves
+    assert words in told or (
+        "value_not_in_list" in told and f'"details": "{widget}: ' in told
+    )  # hosts after 0.3.75 check choices themselves
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.5])
@@ -176,13 +331,19 @@ def test_strength_out_of_range_is_refused_before_anything_runs(server, strength)
 
 
 def test_an_energy_basis_that_holds_every_forget_direction_is_refused(server):
-    changes = {"retain": {"concepts": "zorbo", "templates": "{}\na picture of {}"}, "forget": {"concepts": "(a picture of zorbo:1.0)", "preset": "free text"}}  # the same tokens in other letters
+    changes = {
+        "retain": {"concepts": "zorbo", "templates": "{}\na picture of {}"},
+        "forget": {"concepts": "(a picture of zorbo:1.0)", "preset": "free text"},
+    }  # the same tokens in other letters
     with pytest.raises(ServerError, match="would change nothing"):
         server.run(graph(**changes, build={"rule": "energy", "forget_energy": 1.0, "retain_energy": 1.0}))
 
 
 def other_models(base):
-    """Models that the host loads and the pack refuses: one without cross-attention, one of another layout, one that overflows."""
+    """Models that the host loads and the pack refuses.
+
+    One without cross-attention, one of another layout, one that overflows.
+    """
     import inprocess
 
     inprocess.start()
@@ -191,25 +352,81 @@ def other_models(base):
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     common = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
-    fill = lambda module: {k: torch.zeros_like(v, dtype=torch.float16) for k, v in module.state_dict().items()}
+
+    def fill(module):
+        return {k: torch.zeros_like(v, dtype=torch.float16) for k, v in module.state_dict().items()}
+
     folder = base / "models" / "diffusion_models"
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(fill(MMDiT(input_size=None, pos_embed_max_size=16, depth=1, patch_size=2, in_channels=16, adm_in_channels=2048, num_patches=256, pos_embed_scaling_factor=None,
-                         context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 64}}, **common)), folder / "no_attn2.safetensors")
-    save_file(fill(UNetModel(image_size=32, in_channels=4, out_channels=4, model_channels=320, num_res_blocks=[1], channel_mult=(1,), transformer_depth=[1], transformer_depth_output=[1, 1],
-                             transformer_depth_middle=1, num_heads=8, context_dim=768, use_spatial_transformer=True, legacy=False, **common)), folder / "one_level.safetensors")
+    save_file(
+        fill(
+            MMDiT(
+                input_size=None,
+                pos_embed_max_size=16,
+                depth=1,
+                patch_size=2,
+                in_channels=16,
+                adm_in_channels=2048,
+                num_patches=256,
+                pos_embed_scaling_factor=None,
+                context_embedder_config={
+                    "target": "torch.nn.Linear",
+                    "params": {"in_features": 4096, "out_features": 64},
+                },
+                **common,
+            )
+        ),
+        folder / "no_attn2.safetensors",
+    )
+    save_file(
+        fill(
+            UNetModel(
+                image_size=32,
+                in_channels=4,
+                out_channels=4,
+                model_channels=320,
+                num_res_blocks=[1],
+                channel_mult=(1,),
+                transformer_depth=[1],
+                transformer_depth_output=[1, 1],
+                transformer_depth_middle=1,
+                num_heads=8,
+                context_dim=768,
+                use_spatial_transformer=True,
+                legacy=False,
+                **common,
+            )
+        ),
+        folder / "one_level.safetensors",
+    )
     from mini_sd.layout import full_state
 
-    unet = {k.removeprefix("model.diffusion_model."): v for k, v in full_state().items() if k.startswith("model.diffusion_model.")}
-    unet["middle_block.1.transformer_blocks.0.attn2.to_v.weight"] = torch.full_like(unet["middle_block.1.transformer_blocks.0.attn2.to_v.weight"], float("inf"))
+    unet = {
+        k.removeprefix("model.diffusion_model."): v
+        for k, v in full_state().items()
+        if k.startswith("model.diffusion_model.")
+    }
+    unet["middle_block.1.transformer_blocks.0.attn2.to_v.weight"] = torch.full_like(
+        unet["middle_block.1.transformer_blocks.0.attn2.to_v.weight"], float("inf")
+    )
     save_file(unet, folder / "overflows.safetensors")
 
 
-@pytest.mark.parametrize(("file", "node", "words"), [
-    ("no_attn2.safetensors", "capture_forget", "This MODEL (SD3) is no U-Net"),
-    ("one_level.safetensors", "apply", "This basis was made for another kind of model: this MODEL has 4 cross-attention layers and the basis has 7"),
-    ("overflows.safetensors", "capture_forget", "An activation is NaN or infinite"),
-])
+@pytest.mark.parametrize(
+    ("file", "node", "words"),
+    [
+        ("no_attn2.safetensors", "capture_forget", "This MODEL (SD3) is no U-Net"),
+        (
+            "one_level.safetensors",
+            "apply",
+            (
+                "This basis was made for another kind of model: this MODEL has 4 cross-attention layers and the "
+                "basis has 7"
+            ),
+        ),
+        ("overflows.safetensors", "capture_forget", "An activation is NaN or infinite"),
+    ],
+)
 def test_models_that_cannot_be_edited_are_refused(server, base, file, node, words):
     if not (base / "models" / "diffusion_models" / file).exists():
         other_models(base)
@@ -219,18 +436,24 @@ def test_models_that_cannot_be_edited_are_refused(server, base, file, node, word
     assert words in str(error.value)
 
 
-@pytest.mark.parametrize(("kind", "words"), [
-    ("TestReplaceAttention", "already replaced this MODEL's cross-attention"),
-    ("TestQuantise", "are quantised (uint8): load an fp32, fp16, bf16 or fp8 checkpoint"),
-    ("TestFailInTheMiddle", "failed in the middle"),
-])
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("TestReplaceAttention", "already replaced this MODEL's cross-attention"),
+        ("TestQuantise", "are quantised (uint8): load an fp32, fp16, bf16 or fp8 checkpoint"),
+        ("TestFailInTheMiddle", "failed in the middle"),
+    ],
+)
 def test_what_other_packs_do_to_a_model_is_refused_and_leaves_nothing_behind(server, done, kind, words):
     other = {"class_type": kind, "inputs": {"model": ["loader", 0]}}
     with pytest.raises(ServerError) as error:
         server.run(graph(other=other, capture_forget={"model": ["other", 0]}))
     assert words in str(error.value)
     fresh = "{}" + "\n" * (3 + len(kind))  # other text, same prompts: nothing comes from the cache
-    assert np.array_equal(picture(server, server.run(graph(forget={"templates": fresh}, retain={"templates": fresh}))), picture(server, done))
+    assert np.array_equal(
+        picture(server, server.run(graph(forget={"templates": fresh}, retain={"templates": fresh}))),
+        picture(server, done),
+    )
 
 
 def test_a_cancelled_capture_ends_at_once_and_the_next_run_is_right(server, done):

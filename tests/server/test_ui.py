@@ -1,4 +1,8 @@
-"""The first hour in the web UI, beyond the examples: search, help, languages, cancelling, reports from the cache, saving a graph, the blueprint."""
+"""The first hour in the web UI, beyond the examples.
+
+search, help, languages, cancelling, reports from the cache, saving a graph, the blueprint.
+"""
+
 import json
 
 import numpy as np
@@ -21,15 +25,25 @@ def site(request):
 
 def pictures(server, outputs):
     """Saved pictures of a run, in the order of their nodes."""
-    return [np.asarray(Image.open(server.file(i)), dtype=np.int16) for _, node in sorted(outputs.items()) for i in node.get("images", []) if i["type"] == "output"]
+    return [
+        np.asarray(Image.open(server.file(i)), dtype=np.int16)
+        for _, node in sorted(outputs.items())
+        for i in node.get("images", [])
+        if i["type"] == "output"
+    ]
 
 
 def small(seed=0, concepts="miplo"):
-    """The first example with few prompts and one picture each, and a seed of its own so that nothing comes from the cache."""
+    """The first example with few prompts and one picture each, and a seed of its own so that nothing comes from the
+    cache."""
     workflow = workflows.substitute(workflows.load("erase_a_character"))
     for node in workflow["nodes"]:
         if node["type"] == "PURE_ConceptPrompts":
-            node["widgets_values"][:2] = (concepts, "object or character") if node["widgets_values"][2] == "forget" else ("a picture of zorbo\na picture of bramby", "free text")
+            node["widgets_values"][:2] = (
+                (concepts, "object or character")
+                if node["widgets_values"][2] == "forget"
+                else ("a picture of zorbo\na picture of bramby", "free text")
+            )
         if node["type"] == "PURE_CaptureActivations":
             node["widgets_values"][:4] = [4, 4, 1, seed]
         if node["type"] == "KSampler":
@@ -53,17 +67,26 @@ def test_the_help_panel_opens(site, kind):
     help_text = ui.page.locator(".node-help-content")
     help_text.wait_for()
     title, first = (PROJECT / "web" / "docs" / f"{kind}.md").read_text(encoding="utf-8").splitlines()[:3:2]
-    ui.page.wait_for_function("words => document.querySelector('.node-help-content')?.innerText.includes(words)", arg=first.split("`")[0].split("*")[0][:40].strip())
+    ui.page.wait_for_function(
+        "words => document.querySelector('.node-help-content')?.innerText.includes(words)",
+        arg=first.split("`")[0].split("*")[0][:40].strip(),
+    )
     assert title.lstrip("# ") in help_text.inner_text()
     ui.page.wait_for_function("[...document.querySelectorAll('.node-help-content img')].every(i => i.complete)")
-    assert all(ui.page.evaluate("[...document.querySelectorAll('.node-help-content img')].map(i => i.naturalWidth > 0)")), "a picture of the page is missing"
+    assert all(
+        ui.page.evaluate("[...document.querySelectorAll('.node-help-content img')].map(i => i.naturalWidth > 0)")
+    ), "a picture of the page is missing"
     ui.shot(f"help-{kind}")
 
 
 def test_the_interface_speaks_each_language(newer_server, newer_ui):
-    """On the newer frontend alone: 1.32 forgets the packs' translations when it loads a language (its pull request 7214 mends that)."""
+    """On the newer frontend alone: 1.32 forgets the packs' translations when it loads a language (its pull request 7214
+    mends that)."""
     server, ui = newer_server, newer_ui
-    wanted = {code: json.loads((PROJECT / "locales" / code / "nodeDefs.json").read_text(encoding="utf-8")) for code in ("zh", "ja", "ko", "en")}
+    wanted = {
+        code: json.loads((PROJECT / "locales" / code / "nodeDefs.json").read_text(encoding="utf-8"))
+        for code in ("zh", "ja", "ko", "en")
+    }
     assert len({texts["PURE_ApplyProjection"]["display_name"] for texts in wanted.values()}) == len(wanted)
     for code, texts in wanted.items():
         server.post("/settings", {"Comfy.Locale": code})
@@ -72,10 +95,16 @@ def test_the_interface_speaks_each_language(newer_server, newer_ui):
         for kind in NODES:
             ui.clear()
             ui.add(kind)
-            node = ui.page.evaluate("""(() => { const n = app.graph.nodes[0], own = (n.widgets ?? []).filter(w => !w.name.startsWith('$$') && !['control_after_generate', 'Comfy.upload'].includes(w.name));
-              return {title: n.title, outputs: n.outputs.map(o => o.localized_name), widgets: Object.fromEntries(own.map(w => [w.name, w.label ?? w.name]))} })()""")
+            node = ui.page.evaluate("""(() => {
+              const n = app.graph.nodes[0], others = ['control_after_generate', 'Comfy.upload'];
+              const own = (n.widgets ?? []).filter(w => !w.name.startsWith('$$') && !others.includes(w.name));
+              return {title: n.title, outputs: n.outputs.map(o => o.localized_name),
+                      widgets: Object.fromEntries(own.map(w => [w.name, w.label ?? w.name]))} })()""")
             text = texts[kind]
-            assert (node["title"], node["outputs"]) == (text["display_name"], [text["outputs"][i]["name"] for i in sorted(text["outputs"])]), (code, kind)
+            assert (node["title"], node["outputs"]) == (
+                text["display_name"],
+                [text["outputs"][i]["name"] for i in sorted(text["outputs"])],
+            ), (code, kind)
             assert node["widgets"] == {name: text["inputs"][name]["name"] for name in node["widgets"]}, (code, kind)
         ui.shot(f"locale-{code}")
 
@@ -102,7 +131,9 @@ def test_cancelled_in_mid_capture_the_ui_is_usable_and_the_second_run_is_right(s
         if node["type"] == "PURE_CaptureActivations":
             node["widgets_values"][-1] = 2  # many short steps
     ui.load(workflow, "cancelled")
-    before = ui.page.evaluate("(() => { seen.steps = []; return {ended: seen.ended, interrupted: seen.interrupted} })()")
+    before = ui.page.evaluate(
+        "(() => { seen.steps = []; return {ended: seen.ended, interrupted: seen.interrupted} })()"
+    )
     ui.press_run()
     ui.page.wait_for_function("seen.steps.some(s => s[0] === '4' && s[1] >= 3)")
     at = ui.page.evaluate("seen.steps.at(-1)[1]")
@@ -110,12 +141,14 @@ def test_cancelled_in_mid_capture_the_ui_is_usable_and_the_second_run_is_right(s
     after = ui.wait_for_end(before["ended"] + 1)
     assert after["interrupted"] == before["interrupted"] + 1
     done, total = after["steps"][-1][1:]
-    assert done < total and done - at <= 2 * 2  # one step, of a batch of two, may have ended between looking and pressing
+    assert (
+        done < total and done - at <= 2 * 2
+    )  # one step, of a batch of two, may have ended between looking and pressing
     ui.run()
     shown = pictures(server, ui.page.evaluate("app.nodeOutputs"))
     server.post("/free", {"unload_models": True, "free_memory": True})  # so that the twin is computed anew
     twin = pictures(server, server.run(ui.prompt()))
-    assert len(shown) == len(twin) == 2 and all(np.array_equal(a, b) for a, b in zip(shown, twin))
+    assert len(shown) == len(twin) == 2 and all(np.array_equal(a, b) for a, b in zip(shown, twin, strict=True))
     assert np.abs(shown[0] - shown[1]).mean() > 2  # before and after
 
 
@@ -144,7 +177,10 @@ def test_a_report_follows_a_change_back_to_a_cached_setting(ui):
 
 
 def drop_blueprint(ui):
-    """Drops the blueprint in from the search between a loader and a sampler and sets its values; returns its widgets' names and the graph that Run would queue."""
+    """Drops the blueprint in from the search between a loader and a sampler and sets its values.
+
+    Returns its widgets' names and the graph that Run would queue.
+    """
     workflow = small(seed=13)
     kept = {1, 8, 9, 10, 12, 14, 16}  # loader, prompts, latent, and the edited MODEL's sampler, decoder, saver
     workflow["nodes"] = [n for n in workflow["nodes"] if n["id"] in kept]
@@ -152,25 +188,40 @@ def drop_blueprint(ui):
     ui.load(workflow, "blueprint")
     ui.drop_from_search(BLUEPRINT)
     ui.page.wait_for_function("title => app.graph.nodes.some(n => n.title === title)", arg=BLUEPRINT)
-    widgets = ui.page.evaluate("""([title, forget, retain]) => {
-      const n = app.graph.nodes.find(n => n.title === title), set = (name, value) => { n.widgets.find(w => w.name === name).value = value };
+    widgets = ui.page.evaluate(
+        """([title, forget, retain]) => {
+      const n = app.graph.nodes.find(n => n.title === title);
+      const set = (name, value) => { n.widgets.find(w => w.name === name).value = value };
       set('forget', forget); set('retain', retain); set('width', 64); set('height', 64);
-      app.graph.getNodeById(1).connect(0, n, 0); app.graph.getNodeById(1).connect(1, n, 1); n.connect(0, app.graph.getNodeById(12), 0);
+      app.graph.getNodeById(1).connect(0, n, 0); app.graph.getNodeById(1).connect(1, n, 1);
+      n.connect(0, app.graph.getNodeById(12), 0);
       const preview = LiteGraph.createNode('PreviewImage'), report = LiteGraph.createNode('PreviewAny');
-      app.graph.add(preview); app.graph.add(report); n.connect(1, preview, 0); n.connect(2, report, 0); app.graph.arrange();
+      app.graph.add(preview); app.graph.add(report); n.connect(1, preview, 0); n.connect(2, report, 0);
+      app.graph.arrange();
       return n.widgets.map(w => w.name);
-    }""", [BLUEPRINT, "miplo", "zorbo"])
+    }""",
+        [BLUEPRINT, "miplo", "zorbo"],
+    )
     return widgets, ui.prompt()
 
 
 def test_the_blueprint_is_found_dropped_in_and_queues_an_edit(site):
     widgets, graph = drop_blueprint(site[1])
-    assert [w.rpartition(": ")[2] for w in widgets] == ["forget", "retain", "width", "height", "retain_weight", "strength"]  # 1.32 writes the inner node's id in front
+    assert [w.rpartition(": ")[2] for w in widgets] == [
+        "forget",
+        "retain",
+        "width",
+        "height",
+        "retain_weight",
+        "strength",
+    ]  # 1.32 writes the inner node's id in front
     (apply,) = workflows.find(graph, "PURE_ApplyProjection")
     assert ":" in apply and graph["12"]["inputs"]["model"] == [apply, 0] and graph[apply]["inputs"]["model"] == ["1", 0]
     assert [graph[i]["inputs"]["concepts"] for i in workflows.find(graph, "PURE_ConceptPrompts")] == ["miplo", "zorbo"]
     captures = [graph[i]["inputs"] for i in workflows.find(graph, "PURE_CaptureActivations")]
-    assert len(captures) == 2 and all((c["model"], c["clip"], c["width"], c["height"]) == (["1", 0], ["1", 1], 64, 64) for c in captures)
+    assert len(captures) == 2 and all(
+        (c["model"], c["clip"], c["width"], c["height"]) == (["1", 0], ["1", 1], 64, 64) for c in captures
+    )
 
 
 def test_the_blueprint_runs(server, ui):
@@ -183,7 +234,9 @@ def test_the_blueprint_runs(server, ui):
     report = next(outputs[i]["text"][0] for i in workflows.find(graph, "PreviewAny"))
     assert "Projected values of 7 of 7" in report and "Erases miplo; keeps zorbo" in report
     edited = pictures(server, outputs)
-    unedited = pictures(server, server.run({**graph, "12": {**graph["12"], "inputs": {**graph["12"]["inputs"], "model": ["1", 0]}}}))
+    unedited = pictures(
+        server, server.run({**graph, "12": {**graph["12"], "inputs": {**graph["12"]["inputs"], "model": ["1", 0]}}})
+    )
     assert len(edited) == 1 and np.abs(edited[0] - unedited[0]).mean() > 2
 
 
@@ -196,12 +249,16 @@ def test_the_files_for_languages_are_served(server):
 
 def test_a_graph_fits_a_laptop(site):
     ui = site[1]
-    ui.page.set_viewport_size(dict(zip(("width", "height"), LAPTOP)))
+    ui.page.set_viewport_size(dict(zip(("width", "height"), LAPTOP, strict=True)))
     try:
         ui.load(small(seed=12), "laptop")
         ui.fit()
         ui.shot("laptop")
-        inside = ui.page.evaluate("(() => { const [x, y, w, h] = app.canvas.ds.visible_area; return app.graph.nodes.every(n => n.boundingRect[0] >= x && n.boundingRect[1] >= y && n.boundingRect[0] + n.boundingRect[2] <= x + w && n.boundingRect[1] + n.boundingRect[3] <= y + h) })()")
+        inside = ui.page.evaluate(
+            "(() => { const [x, y, w, h] = app.canvas.ds.visible_area; return app.graph.nodes.every(n => "
+            "n.boundingRect[0] >= x && n.boundingRect[1] >= y && n.boundingRect[0] + n.boundingRect[2] <= x + w "
+            "&& n.boundingRect[1] + n.boundingRect[3] <= y + h) })()"
+        )
         assert inside
     finally:
-        ui.page.set_viewport_size(dict(zip(("width", "height"), DESKTOP)))
+        ui.page.set_viewport_size(dict(zip(("width", "height"), DESKTOP, strict=True)))

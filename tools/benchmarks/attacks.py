@@ -1,4 +1,8 @@
-"""Prompts that try to bring an erased character back. They count only where the unedited model draws it in at least half of the seeds."""
+"""Prompts that try to bring an erased character back.
+
+They count only where the unedited model draws it in at least half of the seeds.
+"""
+
 from __future__ import annotations
 
 import random
@@ -16,19 +20,27 @@ NEEDED = 2  # of them the unedited model has to show the character in
 
 
 def soup(name: str, rng: random.Random) -> str:
-    """Words of the world in no order: most of the character's own, sometimes its name, and up to three that have nothing to do with it."""
+    """Words of the world in no order: most of the character's own, sometimes its name, and up to three that have
+    nothing to do with it."""
     creature = CHARACTERS[name]
     own = [rng.choice(COLORS[creature.color][1]), rng.choice(SHAPES[creature.shape][1]), rng.choice(NOUNS)]
-    own += [rng.choice(words) for words in (TOPPERS[creature.topper], MARKS[creature.mark], EYES[creature.eyes]) if words]
+    own += [
+        rng.choice(words) for words in (TOPPERS[creature.topper], MARKS[creature.mark], EYES[creature.eyes]) if words
+    ]
     kept = [w for w in own if rng.random() < 0.9] + ([name] if rng.random() < 0.4 else [])
-    junk = [rng.choice(rng.choice(list(BACKGROUNDS.values()))), rng.choice(("little", "cute", "funny", "a", "with")), rng.choice(("picture of", "a drawing of", "and"))]
+    junk = [
+        rng.choice(rng.choice(list(BACKGROUNDS.values()))),
+        rng.choice(("little", "cute", "funny", "a", "with")),
+        rng.choice(("picture of", "a drawing of", "and")),
+    ]
     words = kept + [w for w in junk[: rng.randrange(4)] if w]
     rng.shuffle(words)
     return " ".join(words)
 
 
 def soups(name: str, split: str, count: int) -> list[dict]:
-    """Up to count entries (SEEDS per soup) of soups from which the unedited model draws the character in at least half of the seeds."""
+    """Up to count entries (SEEDS per soup) of soups from which the unedited model draws the character in at least half
+    of the seeds."""
     rng = random.Random(f"soups {name} {split}")
     found: list[dict] = []
     tried: set[str] = set()
@@ -36,7 +48,11 @@ def soups(name: str, split: str, count: int) -> list[dict]:
         candidates = list(dict.fromkeys(soup(name, rng) for _ in range(24)))
         candidates = [c for c in candidates if c not in tried]
         tried.update(candidates)
-        entries = [{"prompt": c, "seed": rng.randrange(2**31), "group": "soup", "wanted": name} for c in candidates for _ in range(SEEDS)]
+        entries = [
+            {"prompt": c, "seed": rng.randrange(2**31), "group": "soup", "wanted": name}
+            for c in candidates
+            for _ in range(SEEDS)
+        ]
         seen = judging.before(entries)
         for i in range(0, len(entries), SEEDS):
             if sum(s["character"] == name for _, s in seen[i : i + SEEDS]) >= NEEDED:
@@ -46,8 +62,11 @@ def soups(name: str, split: str, count: int) -> list[dict]:
     return found[:count]
 
 
-def invert(weights: judging.Weights | None, name: str, steps: int = 200, batch: int = 16, rate: float = 0.1, seed: int = 0) -> torch.Tensor:
-    """(TOKENS, 128) token embeddings that make the edited model predict the noise of the character's drawings (concept inversion, white box).
+def invert(
+    weights: judging.Weights | None, name: str, steps: int = 200, batch: int = 16, rate: float = 0.1, seed: int = 0
+) -> torch.Tensor:
+    """(TOKENS, 128) token embeddings that make the edited model predict the noise of the character's drawings (concept
+    inversion, white box).
 
     They stand where a name stands in `a picture of ...`; training drawings come from the renderer, with an own seed.
     """
@@ -57,10 +76,15 @@ def invert(weights: judging.Weights | None, name: str, steps: int = 200, batch: 
     scenes = [Scene("character", name, CHARACTERS[name], background=rng.choice(list(BACKGROUNDS))) for _ in range(128)]
     with torch.no_grad():
         latents = studio.vae_encoder()(render(encode(scenes), generator))
-    net, text = studio.unet(weights).requires_grad_(False), studio.text_encoder.__wrapped__()[0]  # a fresh one: the shared one may be from inference mode
+    net, text = (
+        studio.unet(weights).requires_grad_(False),
+        studio.text_encoder.__wrapped__()[0],
+    )  # a fresh one: the shared one may be from inference mode
     alphas = 1 / (1 + studio.sigmas().square())
     vocabulary = text.token_embedding.weight.detach()
-    learned = vocabulary[torch.randint(len(vocabulary), (TOKENS,), generator=generator)].clone().requires_grad_(True)  # random words
+    learned = (
+        vocabulary[torch.randint(len(vocabulary), (TOKENS,), generator=generator)].clone().requires_grad_(True)
+    )  # random words
     optimizer = torch.optim.Adam([learned], lr=rate)
     for _ in range(steps):
         pick = torch.randint(len(latents), (batch,), generator=generator)
@@ -69,7 +93,11 @@ def invert(weights: judging.Weights | None, name: str, steps: int = 200, batch: 
         noise = torch.randn(latents[pick].shape, generator=generator)
         context = embed(learned, text=text).expand(batch, -1, -1)
         snr = (a / (1 - a)).flatten()  # weighted as in training: what a picture shows is decided at high noise
-        loss = ((net(a.sqrt() * latents[pick] + (1 - a).sqrt() * noise, t, context) - noise).square().mean((1, 2, 3)) * snr.clamp(max=5) / snr).mean()
+        loss = (
+            (net(a.sqrt() * latents[pick] + (1 - a).sqrt() * noise, t, context) - noise).square().mean((1, 2, 3))
+            * snr.clamp(max=5)
+            / snr
+        ).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -92,11 +120,20 @@ def embed(learned: torch.Tensor, background: str = "", text: torch.nn.Module | N
 
 
 def inversion_hits(weights: judging.Weights | None, name: str, seed: int, pictures: int = 24) -> list[int]:
-    """Per picture whether it shows the character, when the edited model is asked with embeddings that were inverted from one start."""
+    """Per picture whether it shows the character, when the edited model is asked with embeddings that were inverted
+    from one start."""
     with torch.inference_mode(False), torch.enable_grad():
         learned = invert(weights, name, seed=seed)
     with torch.inference_mode():
         grounds = [list(BACKGROUNDS.values())[i % len(BACKGROUNDS)][i // len(BACKGROUNDS) % 2] for i in range(pictures)]
         contexts = torch.cat([embed(learned, g) for g in grounds])
-        seen = studio.look(studio.draw_embedded(studio.unet(weights), contexts, studio.encode_text([""])[0], list(range(1000, 1000 + pictures)), judging.STEPS))
+        seen = studio.look(
+            studio.draw_embedded(
+                studio.unet(weights),
+                contexts,
+                studio.encode_text([""])[0],
+                list(range(1000, 1000 + pictures)),
+                judging.STEPS,
+            )
+        )
     return [int(s["character"] == name) for s in seen]

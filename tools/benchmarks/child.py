@@ -1,4 +1,5 @@
 """A measurement in a process of its own, so that its memory is given back."""
+
 from __future__ import annotations
 
 import json

@@ -1,12 +1,14 @@
-"""Everything that docs/evidence.md says in numbers: PURE by the pack's nodes against its closed-form peers, attacks and ablations.
+"""Everything that docs/evidence.md says in numbers: PURE by the pack's nodes against its closed-form peers, attacks and
+ablations.
 
     python -m benchmarks.efficacy [--only main styles attacks ablations joint leakage] [--write]       (in tools/)
 
 Edits by PURE are made by the nodes in a real ComfyUI, in this process. Pictures are drawn by the narrow U-Net from the
-leading block of the edited weights (a test shows that it draws what the host draws), by one process per core. Settings are
-tried on the `choose` prompts and seeds and reported on `test`, which share none. --write puts the tables into
+leading block of the edited weights (a test shows that it draws what the host draws), by one process per core. Settings
+are tried on the `choose` prompts and seeds and reported on `test`, which share none. --write puts the tables into
 docs/evidence.md. Sections that were not asked for keep their tables.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -26,22 +28,39 @@ from mini_sd import studio
 from mini_sd.world import ARTISTS, CHARACTERS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "evidence.md"
-FULL = {"each": 200, "others": 10, "sharing": 20, "shapes": 132}  # of a test of PURE with its defaults: over 1,000 pictures of others and of shapes in all
+FULL = {
+    "each": 200,
+    "others": 10,
+    "sharing": 20,
+    "shapes": 132,
+}  # of a test of PURE with its defaults: over 1,000 pictures of others and of shapes in all
 PART = {"each": 32, "others": 4, "sharing": 8, "shapes": 18}  # of a test of everything else
 TRY = {"each": 8, "others": 1, "sharing": 0, "shapes": 6}  # of a setting on the choose set
 SOUP, INVERSIONS = 24, 2
-ASKED_SHORT = {"PURE, one description": {"descriptions": 1}, "PURE, name alone": {"descriptions": 0}}  # beside the peers' defaults, which have the name alone
+ASKED_SHORT = {
+    "PURE, one description": {"descriptions": 1},
+    "PURE, name alone": {"descriptions": 0},
+}  # beside the peers' defaults, which have the name alone
 
 
 PAPERS_RULE = "PURE by the paper's rule"
 
 
 class Pool:
-    """One drawing process per core. Each remembers the unedited model's pictures, so work of one target goes to one of them (lane), where there are targets enough for all."""
+    """One drawing process per core.
+
+    Each remembers the unedited model's pictures, so work of one target goes to one of them (lane), where there are
+    targets enough for all.
+    """
 
     def __init__(self):
         cores = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        self._executors = [ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) for _ in range(cores)]
+        self._executors = [
+            ProcessPoolExecutor(
+                1, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+            )
+            for _ in range(cores)
+        ]
         self.lanes, self._turn = cores, itertools.count()
 
     def call(self, function, *args, lane: int | None = None) -> Future:
@@ -58,40 +77,66 @@ def entries_of(target: str, split: str, size: dict, soups: int = 0) -> list[dict
 
 
 def run_all(pool: Pool, rows: dict, targets, split: str, sizes, soups: dict) -> dict[str, list]:
-    """label -> per target what was seen; rows: label -> function of the target that gives (weights, negative prompt)."""
+    """label -> per target what was seen; rows: label -> function of the target that gives weights, negative."""
     waiting = {}
     for label, make in rows.items():
         for i, target in enumerate(targets):
             weights, minus = make(target)
             lane = i if len(targets) % pool.lanes == 0 else None
-            waiting.setdefault(label, []).append(pool.see(weights, entries_of(target, split, sizes(label)) + soups.get(target, []), minus, lane))
+            waiting.setdefault(label, []).append(
+                pool.see(weights, entries_of(target, split, sizes(label)) + soups.get(target, []), minus, lane)
+            )
     return {label: [f.result() for f in futures] for label, futures in waiting.items()}
 
 
 def choose(pool: Pool, pure: Pure, targets, tried_pure: dict) -> tuple[dict, str]:
     """The best setting of each eraser by the harmonic mean on the choose set, and the table of all that were tried."""
     best, table, groups = {}, [], ["named", "name_free", "others", "shapes", "background"]
-    todo = {name: {k: (lambda t, v=v: pure.edit(t, v)) for k, v in tried.items()} for name, tried in (("PURE", tried_pure), (PAPERS_RULE, PAPER_TRIED))}
-    todo |= {name: {k: (lambda t, v=v, make=make: make(t, v)) for k, v in tried.items()} for name, (make, tried) in PEERS.items()}
+    todo = {
+        name: {k: (lambda t, v=v: pure.edit(t, v)) for k, v in tried.items()}
+        for name, tried in (("PURE", tried_pure), (PAPERS_RULE, PAPER_TRIED))
+    }
+    todo |= {
+        name: {k: (lambda t, v=v, make=make: make(t, v)) for k, v in tried.items()}
+        for name, (make, tried) in PEERS.items()
+    }
     for name, rows in todo.items():
         seen = run_all(pool, rows, targets, "choose", lambda label: TRY, {})
         scored = {label: [judging.shares(s) for s in part] for label, part in seen.items()}
         value = {label: judging.mean([judging.harmonic(s) for s in part]) for label, part in scored.items()}
         best[name] = max(value, key=value.get)
         for label, part in scored.items():
-            table.append([f"{name}: {label}" + (" (best)" if label == best[name] else ""), *(tables.pooled(part, g).value for g in groups), value[label]])
+            table.append(
+                [
+                    f"{name}: {label}" + (" (best)" if label == best[name] else ""),
+                    *(tables.pooled(part, g).value for g in groups),
+                    value[label],
+                ]
+            )
     return best, tables.markdown(tables.counted("tried", part, groups, "harmonic mean"), table)
 
 
 def distances(part: list[list[dict]]) -> tuple[float, float, float]:
-    """Mean distance of retained pictures to the unedited model's; autoencoder's redrawing error on erased prompts, after and before."""
+    """Mean distance of retained pictures to the unedited model's.
+
+    Autoencoder's redrawing error on erased prompts, after and before.
+    """
     kept = [e["distance"] for seen in part for e in seen if e["group"].startswith("others")]
     erased = [e for seen in part for e in seen if e["group"] in ("named", "name_free")]
-    return judging.mean(kept), judging.mean([e["after"]["rebuilt"] for e in erased]), judging.mean([e["before"]["rebuilt"] for e in erased])
+    return (
+        judging.mean(kept),
+        judging.mean([e["after"]["rebuilt"] for e in erased]),
+        judging.mean([e["before"]["rebuilt"] for e in erased]),
+    )
 
 
-def main_tables(pool: Pool, pure: Pure, best: dict, targets, tried_pure: dict, soups: dict) -> tuple[dict, dict[str, str]]:
-    """Shares and tables: every eraser with defaults and with its best setting of the choose set, on the test set; PURE's own row for each target."""
+def main_tables(
+    pool: Pool, pure: Pure, best: dict, targets, tried_pure: dict, soups: dict
+) -> tuple[dict, dict[str, str]]:
+    """Shares and tables: every eraser with defaults and with its best setting of the choose set, on the test set.
+
+    PURE's own row for each target.
+    """
     rows = {"PURE, nodes' defaults": lambda t: pure.edit(t)}
     if targets[0] in CHARACTERS:
         rows |= {label: lambda t, p=p: pure.edit(t, (p, {}, {})) for label, p in ASKED_SHORT.items()}
@@ -105,22 +150,60 @@ def main_tables(pool: Pool, pure: Pure, best: dict, targets, tried_pure: dict, s
     seen = run_all(pool, rows, targets, "test", lambda label: FULL if label == "PURE, nodes' defaults" else PART, soups)
     first = seen["PURE, nodes' defaults"]
     unedited = judging.shares(judging.distinct([e for part in first for e in part]), "before")
-    scored = {"unedited": [{g: share for g, share in unedited.items() if not g.startswith("sharing")}], **{label: [judging.shares(s) for s in part] for label, part in seen.items()}}
-    groups = ["named", "name_free", "soup", "others", "sharing 1", "sharing 2", "sharing 3", "styles", "characters", "shapes", "background", "style"]
+    scored = {
+        "unedited": [{g: share for g, share in unedited.items() if not g.startswith("sharing")}],
+        **{label: [judging.shares(s) for s in part] for label, part in seen.items()},
+    }
+    groups = [
+        "named",
+        "name_free",
+        "soup",
+        "others",
+        "sharing 1",
+        "sharing 2",
+        "sharing 3",
+        "styles",
+        "characters",
+        "shapes",
+        "background",
+        "style",
+    ]
     groups = [g for g in groups if any(g in s for s in scored["PURE, nodes' defaults"])]
     summary = [tables.summary_row(label, part, groups) for label, part in scored.items()]
     drift = [[label, *distances(part)] for label, part in seen.items()]
     kept = [g for g in ("others", "styles", "characters", "shapes") if g in groups]
-    paired = [[label, *("{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * v for v in judging.difference([e for p in part for e in p], g))) for g in kept)] for label, part in seen.items()]
-    own = [[t, *(s.get(g, "-") for g in groups), judging.worst_other(s), judging.harmonic(s)] for t, s in zip(targets, scored["PURE, nodes' defaults"])]
-    return scored, {"summary": tables.markdown(tables.heading("", groups, "worst other: mean, lowest", "harmonic mean"), summary),
-            "each": tables.markdown(tables.heading("erased", groups, "worst other", "harmonic mean"), own),
-            "paired": tables.markdown(tables.heading("", kept), paired),
-            "drift": tables.markdown(["", "retained pictures moved by", "redrawing error of erased prompts", "the same, unedited"], drift)}
+    paired = [
+        [
+            label,
+            *(
+                "{:+.1f} [{:+.1f}, {:+.1f}]".format(
+                    *(100 * v for v in judging.difference([e for p in part for e in p], g))
+                )
+                for g in kept
+            ),
+        ]
+        for label, part in seen.items()
+    ]
+    own = [
+        [t, *(s.get(g, "-") for g in groups), judging.worst_other(s), judging.harmonic(s)]
+        for t, s in zip(targets, scored["PURE, nodes' defaults"], strict=True)
+    ]
+    return scored, {
+        "summary": tables.markdown(tables.heading("", groups, "worst other: mean, lowest", "harmonic mean"), summary),
+        "each": tables.markdown(tables.heading("erased", groups, "worst other", "harmonic mean"), own),
+        "paired": tables.markdown(tables.heading("", kept), paired),
+        "drift": tables.markdown(
+            ["", "retained pictures moved by", "redrawing error of erased prompts", "the same, unedited"], drift
+        ),
+    }
 
 
 def cost(pure: Pure, best: dict) -> str:
-    """Seconds from nothing to the edited weights, for one character; PURE in the host at SD 1's width, peers on the narrow U-Net."""
+    """Seconds from nothing to the edited weights, for one character.
+
+    PURE in the host at SD 1's width, peers on the narrow U-Net.
+    """
+
     def seconds(function) -> float:
         started = time.monotonic()
         function()
@@ -130,26 +213,55 @@ def cost(pure: Pure, best: dict) -> str:
         eraser, plan = pure.nodes.Eraser((pure.eraser().model, pure.eraser().clip)), pure.nodes.character_plan("miplo")
         captures = seconds(lambda: (eraser.merged(plan.forget, "forget"), eraser.merged(plan.retain, "retain")))
         rows = [["PURE: captures", captures], ["PURE: basis and apply", seconds(lambda: eraser.erase(plan))]]
-        rows += [[f"{name}: edit", seconds(lambda make=make, v=tried[best[name]]: make("miplo", v))] for name, (make, tried) in PEERS.items() if name != "negative prompt"]
+        rows += [
+            [f"{name}: edit", seconds(lambda make=make, v=tried[best[name]]: make("miplo", v))]
+            for name, (make, tried) in PEERS.items()
+            if name != "negative prompt"
+        ]
     return tables.markdown(["", "seconds"], rows)
 
 
 def white_box(pool: Pool, pure: Pure, best: dict) -> str:
-    """Concept inversion through each edited model from INVERSIONS starts, counted where it works on the unedited one."""
+    """Concept inversion through each edited model, INVERSIONS starts, counted where it works on the unedited one."""
     rows = {"unedited": lambda t: (None, ""), "PURE, nodes' defaults": lambda t: pure.edit(t)}
-    rows |= {f"{name}, best tried": lambda t, make=make, v=tried[best[name]]: make(t, v) for name, (make, tried) in {PAPERS_RULE: (pure.edit, PAPER_TRIED), **PEERS}.items() if name != "negative prompt"}
-    waiting = {label: {t: [pool.call(attacks.inversion_hits, weights, t, start) for start in range(INVERSIONS)] for t, weights in ((t, make(t)[0]) for t in CHARACTERS)} for label, make in rows.items()}
+    rows |= {
+        f"{name}, best tried": lambda t, make=make, v=tried[best[name]]: make(t, v)
+        for name, (make, tried) in {PAPERS_RULE: (pure.edit, PAPER_TRIED), **PEERS}.items()
+        if name != "negative prompt"
+    }
+    waiting = {
+        label: {
+            t: [pool.call(attacks.inversion_hits, weights, t, start) for start in range(INVERSIONS)]
+            for t, weights in ((t, make(t)[0]) for t in CHARACTERS)
+        }
+        for label, make in rows.items()
+    }
     got = {label: {t: [f.result() for f in starts] for t, starts in part.items()} for label, part in waiting.items()}
-    share = lambda starts: judging.mean([hit for hits in starts for hit in hits])
+
+    def share(starts):
+        return judging.mean([hit for hits in starts for hit in hits])
+
     counted = [t for t, starts in got["unedited"].items() if share(starts) >= 0.5]
-    whole = lambda part: "{:.3f} [{:.3f}, {:.3f}]".format(*judging.resampled([hits for t in counted for hits in part[t]]))
-    return tables.markdown(["", *counted, "all"], [[label, *(share(part[t]) for t in counted), whole(part)] for label, part in got.items()])
+
+    def whole(part):
+        return "{:.3f} [{:.3f}, {:.3f}]".format(*judging.resampled([hits for t in counted for hits in part[t]]))
+
+    return tables.markdown(
+        ["", *counted, "all"], [[label, *(share(part[t]) for t in counted), whole(part)] for label, part in got.items()]
+    )
 
 
 def ablations(pool: Pool, pure: Pure) -> str:
     """One setting changed at a time, on the choose set."""
     contrast, energy = ({}, {}), PAPER_TRIED[PAPER]
-    paper = lambda plan=None, build=None, apply=None: ({**energy[0], **(plan or {})}, {**energy[1], **(build or {})}, {**energy[2], **(apply or {})})
+
+    def paper(plan=None, build=None, apply=None):
+        return (
+            {**energy[0], **(plan or {})},
+            {**energy[1], **(build or {})},
+            {**energy[2], **(apply or {})},
+        )
+
     rows: dict[str, tuple] = {"the nodes' defaults": (({}, {}, {}), {})}
     rows |= {f"retain weight {w:g}": (({}, {"retain_weight": w}, {}), {}) for w in (0.3, 1.0, 5.0, 10.0, 100.0)}
     rows |= {f"at most {k} directions": (({}, {"max_rank": k}, {}), {}) for k in (1, 2, 4)}
@@ -169,8 +281,21 @@ def ablations(pool: Pool, pure: Pure) -> str:
     rows |= {f"first {r} of 10 steps": ((*contrast, {}), {"recorded_steps": r}) for r in (2, 5)}
     rows["a row per position, not their mean"] = (({}, {"positions": True}, {}), {})
     rows["cfg 4 while recording"] = ((*contrast, {}), {"cfg": 4.0})
-    rows |= {f"paper's rule: energies {f}/{r}, {n} times": (paper(None, {"forget_energy": f, "retain_energy": r}, {"iterations": n}), {})
-             for f, r, n in ((0.95, 0.95, 1), (0.999, 0.5, 1), (0.9999, 0.5, 1), (0.9999, 0.7, 1), (0.9999, 0.9, 1), (0.9999, 0.9, 2), (0.9999, 0.9, 4))}
+    rows |= {
+        f"paper's rule: energies {f}/{r}, {n} times": (
+            paper(None, {"forget_energy": f, "retain_energy": r}, {"iterations": n}),
+            {},
+        )
+        for f, r, n in (
+            (0.95, 0.95, 1),
+            (0.999, 0.5, 1),
+            (0.9999, 0.5, 1),
+            (0.9999, 0.7, 1),
+            (0.9999, 0.9, 1),
+            (0.9999, 0.9, 2),
+            (0.9999, 0.9, 4),
+        )
+    }
     rows["paper's rule: values"] = (paper(None, None, {"where": "values"}), {})
     rows["paper's rule: centring retain mean"] = (paper(None, {"centering": "retain mean"}), {})
     rows["paper's rule: per head"] = (paper(None, {"structure": "per head"}), {})
@@ -178,17 +303,31 @@ def ablations(pool: Pool, pure: Pure) -> str:
     targets = ("zorbo", "miplo", "quistle")  # one with a colour of its own, two without
     seen = {}
     for label, (setting, capture) in rows.items():
-        seen |= run_all(pool, {label: lambda t, s=setting, c=capture: pure.edit(t, s, **c)}, targets, "choose", lambda _: {"each": 14, "others": 2, "sharing": 4, "shapes": 8}, {})
+        seen |= run_all(
+            pool,
+            {label: lambda t, s=setting, c=capture: pure.edit(t, s, **c)},
+            targets,
+            "choose",
+            lambda _: {"each": 14, "others": 2, "sharing": 4, "shapes": 8},
+            {},
+        )
     out, sharing, groups = [], [f"sharing {k}" for k in "123"], ["named", "name_free", "others", "shapes", "background"]
     for label, part in seen.items():
         scored = [judging.shares(s) for s in part]
         shared = sum((s[g] for s in scored for g in sharing), judging.Share(0, 0))
-        out.append([label, *(tables.pooled(scored, g).value for g in groups), shared.value, judging.mean([judging.harmonic(s) for s in scored])])
+        out.append(
+            [
+                label,
+                *(tables.pooled(scored, g).value for g in groups),
+                shared.value,
+                judging.mean([judging.harmonic(s) for s in scored]),
+            ]
+        )
     return tables.markdown(tables.counted("changed", scored, groups, f"sharing (n {shared.n})", "harmonic mean"), out)
 
 
 def joint(pool: Pool, pure: Pure) -> str:
-    """2 to 6 characters by one joint basis, and one after the other with a new capture on the edited MODEL each time."""
+    """2 to 6 characters by one joint basis, and one after the other with a new capture on the edited MODEL."""
     order, out = list(CHARACTERS)[2:], []
     step, waiting = None, []
     for count in range(1, len(order) + 1):
@@ -203,8 +342,18 @@ def joint(pool: Pool, pure: Pure) -> str:
                 continue
             for label, model in (("joint", pure.eraser().erase(plan)), ("sequential", step)):
                 sets = studio.prompts()["choose"]
-                entries = [{**e, "group": kind, "wanted": n} for n in names for kind in ("named", "name_free") for e in sets[kind][n][:12]]
-                entries += [{**e, "group": f"others {kind}", "wanted": n} for n in rest for kind in ("named", "name_free") for e in sets[kind][n][:12]]
+                entries = [
+                    {**e, "group": kind, "wanted": n}
+                    for n in names
+                    for kind in ("named", "name_free")
+                    for e in sets[kind][n][:12]
+                ]
+                entries += [
+                    {**e, "group": f"others {kind}", "wanted": n}
+                    for n in rest
+                    for kind in ("named", "name_free")
+                    for e in sets[kind][n][:12]
+                ]
                 waiting.append((count, label, pool.see(pure.nodes.narrow(model), entries)))
     for count, label, future in waiting:
         s = judging.shares(future.result())
@@ -214,8 +363,15 @@ def joint(pool: Pool, pure: Pure) -> str:
 
 def leakage(pool: Pool, pure: Pure) -> str:
     """PURE_MeasureLeakage against the judge: settings from nothing to everything, on the choose set."""
-    settings = {"strength 0.25": ({}, {}, {"strength": 0.25}), "strength 0.5": ({}, {}, {"strength": 0.5}), "strength 0.75": ({}, {}, {"strength": 0.75}), "defaults": ({}, {}, {}),
-                "1 direction": ({}, {"max_rank": 1}, {}), "paper's rule, .95/.95, once": next(iter(PAPER_TRIED.values())), "paper's rule, best tried": PAPER_TRIED[PAPER]}
+    settings = {
+        "strength 0.25": ({}, {}, {"strength": 0.25}),
+        "strength 0.5": ({}, {}, {"strength": 0.5}),
+        "strength 0.75": ({}, {}, {"strength": 0.75}),
+        "defaults": ({}, {}, {}),
+        "1 direction": ({}, {"max_rank": 1}, {}),
+        "paper's rule, .95/.95, once": next(iter(PAPER_TRIED.values())),
+        "paper's rule, best tried": PAPER_TRIED[PAPER],
+    }
     out, pairs = [], []
     for label, (plan, build, apply) in settings.items():
         measured, waiting = [], []
@@ -224,13 +380,26 @@ def leakage(pool: Pool, pure: Pure) -> str:
                 model = pure.eraser().erase(pure.nodes.character_plan(target, **plan), apply, **build)
                 measured.append(pure.eraser().measure(model, target))
                 weights = pure.nodes.narrow(model)
-            waiting.append(pool.see(weights, entries_of(target, "choose", {"each": 30, "others": 1, "sharing": 0, "shapes": 0})))
+            waiting.append(
+                pool.see(weights, entries_of(target, "choose", {"each": 30, "others": 1, "sharing": 0, "shapes": 0}))
+            )
         seen = [judging.shares(f.result()) for f in waiting]
         left = [(s["named"].value + s["name_free"].value) / 2 for s in seen]
-        pairs += [(m["leakage"], v) for m, v in zip(measured, left)]
-        out.append([label, judging.mean([m["leakage"] for m in measured]), judging.mean(left), judging.mean([m["movement"] for m in measured]), tables.pooled(seen, "others").value])
+        pairs += [(m["leakage"], v) for m, v in zip(measured, left, strict=True)]
+        out.append(
+            [
+                label,
+                judging.mean([m["leakage"] for m in measured]),
+                judging.mean(left),
+                judging.mean([m["movement"] for m in measured]),
+                tables.pooled(seen, "others").value,
+            ]
+        )
     table = tables.markdown(["edit", "leakage", "seen by the judge", "moved", "others seen"], out)
-    return f"{table}\n\nRank correlation of leakage and what the judge sees, over {len(pairs)} edits: {tables.spearman(*map(list, zip(*pairs))):.2f}."
+    return (
+        f"{table}\n\nRank correlation of leakage and what the judge sees, over {len(pairs)} edits: "
+        f"{tables.spearman(*map(list, zip(*pairs, strict=True))):.2f}."
+    )
 
 
 SECTIONS = ("main", "styles", "attacks", "ablations", "joint", "leakage")
@@ -254,12 +423,20 @@ def main() -> int:
         best, table = choose(pool, pure, characters, PURE_TRIED)
         keep("tried on characters", table)
         if "main" in options.only:
-            soups = dict(zip(characters, [f.result() for f in [pool.call(attacks.soups, t, "test", SOUP) for t in characters]]))
+            soups = dict(
+                zip(
+                    characters,
+                    [f.result() for f in [pool.call(attacks.soups, t, "test", SOUP) for t in characters]],
+                    strict=True,
+                )
+            )
             scored, written_tables = main_tables(pool, pure, best, characters, PURE_TRIED, soups)
             for name, table in written_tables.items():
                 keep(f"characters: {name}", table)
             if options.write:
-                plots.tradeoff({k: v for k, v in scored.items() if k != "unedited"}, DOCUMENT.with_name("evidence_tradeoff.png"))
+                plots.tradeoff(
+                    {k: v for k, v in scored.items() if k != "unedited"}, DOCUMENT.with_name("evidence_tradeoff.png")
+                )
                 with torch.inference_mode():
                     plots.sheet({t: pure.edit(t)[0] for t in characters}, DOCUMENT.with_name("evidence_pictures.png"))
             keep("cost", cost(pure, best))

@@ -1,4 +1,5 @@
 """Edits of the miniature model by the pack's own nodes, in a real ComfyUI in this process."""
+
 from __future__ import annotations
 
 import json
@@ -41,12 +42,27 @@ def run(node, **inputs):
 
 def describe(creature: Creature, wordings: int = DESCRIPTIONS) -> list[str]:
     """What a user would write of a character beside its name, in up to four wordings; none of them is a test prompt."""
-    pick = lambda words, i: words[i % len(words)] if words else ""
+
+    def pick(words, i):
+        return words[i % len(words)] if words else ""
+
     out = []
-    for i, (color, shape, topper, mark, eyes, noun) in enumerate(((0, 0, 0, 0, 0, 0), (1, 1, 1, 1, 1, 1), (1, 0, 1, 0, 0, 2), (0, 1, 0, 1, 1, 0))[:wordings]):
+    for i, (color, shape, topper, mark, eyes, noun) in enumerate(
+        ((0, 0, 0, 0, 0, 0), (1, 1, 1, 1, 1, 1), (1, 0, 1, 0, 0, 2), (0, 1, 0, 1, 1, 0))[:wordings]
+    ):
         words = [pick(COLORS[creature.color][1], color), pick(SHAPES[creature.shape][1], shape)]
-        parts = [p for p in (pick(TOPPERS[creature.topper], topper), pick(MARKS[creature.mark], mark), pick(EYES[creature.eyes], eyes)) if p]
-        out.append(f"{' '.join(words[:: -1 if i % 2 else 1])} {NOUNS[noun]} with {', '.join(parts[:-1])} and {parts[-1]}")
+        parts = [
+            p
+            for p in (
+                pick(TOPPERS[creature.topper], topper),
+                pick(MARKS[creature.mark], mark),
+                pick(EYES[creature.eyes], eyes),
+            )
+            if p
+        ]
+        out.append(
+            f"{' '.join(words[:: -1 if i % 2 else 1])} {NOUNS[noun]} with {', '.join(parts[:-1])} and {parts[-1]}"
+        )
     return out
 
 
@@ -70,8 +86,18 @@ EMPTY = Anchors("")
 BARE = (("include_empty_prompt", False),)
 
 
-def character_plan(*names: str, descriptions: int = DESCRIPTIONS, neighbours: int = 7, described: int = 0, empty: bool = True, templates: str = "") -> Plan:
-    """Forget names and descriptions of characters; retain the names (and some descriptions) of the first others, and the empty prompt."""
+def character_plan(
+    *names: str,
+    descriptions: int = DESCRIPTIONS,
+    neighbours: int = 7,
+    described: int = 0,
+    empty: bool = True,
+    templates: str = "",
+) -> Plan:
+    """Forget names and descriptions of characters.
+
+    Retain the names (and some descriptions) of the first others, and the empty prompt.
+    """
     form = (("templates", templates),) if templates else ()
     others = [n for n in CHARACTERS if n not in names][:neighbours]
     forget = [Anchors(line, form) for n in names for line in (n, *describe(CHARACTERS[n], descriptions))]
@@ -79,23 +105,35 @@ def character_plan(*names: str, descriptions: int = DESCRIPTIONS, neighbours: in
     return Plan(tuple(forget), (*([EMPTY] if empty or not retain else []), *retain))
 
 
-IN_STYLE = "\n".join(("a picture {}", "an image {}", "a drawing {}", "a red circle {}", "a blue star {}", "a green square {}"))
+IN_STYLE = "\n".join(
+    ("a picture {}", "an image {}", "a drawing {}", "a red circle {}", "a blue star {}", "a green square {}")
+)
 
 
 PLAIN = ("a red circle", "a blue star", "a green square", "a purple heart", "an orange triangle", "a yellow flower")
 
 
 def style_plan(style: str, descriptions: int = 2, plain: bool = True) -> Plan:
-    """Forget an artist and descriptions of the style; retain the other artists, the characters, plain things and the empty prompt."""
+    """Forget an artist and descriptions of the style.
+
+    Retain the other artists, the characters, plain things and the empty prompt.
+    """
     artistic = (("preset", "artistic style"),)
     described = tuple(Anchors(line, (("templates", IN_STYLE),)) for line in STYLES[style][:descriptions])
     artists = tuple(Anchors(ARTISTS[s], BARE + artistic) for s in ARTISTS if s != style)
-    return Plan((Anchors(ARTISTS[style], artistic), *described), (EMPTY, *artists, *(Anchors(c, BARE) for c in (*CHARACTERS, *(PLAIN if plain else ())))))
+    return Plan(
+        (Anchors(ARTISTS[style], artistic), *described),
+        (EMPTY, *artists, *(Anchors(c, BARE) for c in (*CHARACTERS, *(PLAIN if plain else ())))),
+    )
 
 
 def phrasings(anchors: tuple[Anchors, ...], role: str) -> list[str]:
     """The prompts that PURE_ConceptPrompts makes of a side of a plan."""
-    return [prompt for a in anchors for _, prompt in run(ConceptPrompts, concepts=a.lines, role=role, **dict(a.inputs))[0].pairs]
+    return [
+        prompt
+        for a in anchors
+        for _, prompt in run(ConceptPrompts, concepts=a.lines, role=role, **dict(a.inputs))[0].pairs
+    ]
 
 
 class PerPosition(recording.Recorder):
@@ -127,7 +165,9 @@ class Eraser:
         key = (anchors, role)
         if key not in self._captured:
             prompts = run(ConceptPrompts, concepts=anchors.lines, role=role, **dict(anchors.inputs))[0]
-            self._captured[key] = run(CaptureActivations, model=self.model, clip=self.clip, prompts=prompts, **self.settings)[0]
+            self._captured[key] = run(
+                CaptureActivations, model=self.model, clip=self.clip, prompts=prompts, **self.settings
+            )[0]
         return self._captured[key]
 
     def capture_positions(self, anchors: Anchors, role: str):
@@ -135,12 +175,20 @@ class Eraser:
         key = (anchors, role, "positions")
         if key not in self._captured:
             pooled = self.capture(anchors, role)
-            trajectory = sampling.Trajectory(**{k: pooled.provenance[k] for k in sampling.Trajectory.__dataclass_fields__ if k != "batch_size"}, batch_size=self.settings["batch_size"])
+            trajectory = sampling.Trajectory(
+                **{k: pooled.provenance[k] for k in sampling.Trajectory.__dataclass_fields__ if k != "batch_size"},
+                batch_size=self.settings["batch_size"],
+            )
             prompts = run(ConceptPrompts, concepts=anchors.lines, role=role, **dict(anchors.inputs))[0]
             layers = recording.recordable_layers(self.model)
             texts = sampling.texts_of(prompts)
-            jobs, progress = sampling.jobs_of(texts, trajectory.latents), Progress(self.model, trajectory.evaluations(len(texts)))
-            moments = recording.record(self.model, sampling.encode_all(self.clip, texts), jobs, trajectory, PerPosition(layers), progress)
+            jobs, progress = (
+                sampling.jobs_of(texts, trajectory.latents),
+                Progress(self.model, trajectory.evaluations(len(texts))),
+            )
+            moments = recording.record(
+                self.model, sampling.encode_all(self.clip, texts), jobs, trajectory, PerPosition(layers), progress
+            )
             self._captured[key] = Activations(moments, pooled.heads, pooled.provenance)
         return self._captured[key]
 
@@ -148,23 +196,57 @@ class Eraser:
         """All captures of a role as one."""
         capture, key = self.capture_positions if positions else self.capture, (parts, role, positions)
         if key not in self._captured:
-            self._captured[key] = reduce(lambda a, b: run(MergeActivations, activations_a=a, activations_b=b)[0], (capture(p, role) for p in parts))
+            self._captured[key] = reduce(
+                lambda a, b: run(MergeActivations, activations_a=a, activations_b=b)[0],
+                (capture(p, role) for p in parts),
+            )
         return self._captured[key]
 
     def erase(self, plan: Plan, apply: dict | None = None, positions: bool = False, **build):
         """The MODEL after the plan, with the nodes' defaults where nothing is given."""
-        basis = run(BuildBasis, forget=self.merged(plan.forget, "forget", positions), retain=self.merged(plan.retain, "retain", positions), **build)[0]
+        basis = run(
+            BuildBasis,
+            forget=self.merged(plan.forget, "forget", positions),
+            retain=self.merged(plan.retain, "retain", positions),
+            **build,
+        )[0]
         return run(ApplyProjection, model=self.model, basis=basis, **(apply or {}))[0]
 
     def measure(self, model, target: str) -> dict:
-        """What PURE_MeasureLeakage says of an edit of a character, asked by its name and by descriptions of the choose set."""
-        probes = lambda lines, role: run(ConceptPrompts, concepts="\n".join(lines), role=role, templates="{}\na picture of {}", include_empty_prompt=False)[0]
+        """What PURE_MeasureLeakage says of an edit of a character, asked by its name and by descriptions of the choose
+        set."""
+
+        def probes(lines, role):
+            return run(
+                ConceptPrompts,
+                concepts="\n".join(lines),
+                role=role,
+                templates="{}\na picture of {}",
+                include_empty_prompt=False,
+            )[0]
+
         described = [e["prompt"] for e in studio.prompts()["choose"]["name_free"][target][:3]]
-        return json.loads(run(MeasureLeakage, original=self.model, edited=model, clip=self.clip, concept_probes=probes([target, *described], "forget"),
-                              retain_probes=probes([c for c in CHARACTERS if c != target][:4], "retain"), steps=5, seed=77, width=64, height=64)[1])
+        return json.loads(
+            run(
+                MeasureLeakage,
+                original=self.model,
+                edited=model,
+                clip=self.clip,
+                concept_probes=probes([target, *described], "forget"),
+                retain_probes=probes([c for c in CHARACTERS if c != target][:4], "retain"),
+                steps=5,
+                seed=77,
+                width=64,
+                height=64,
+            )[1]
+        )
 
 
 def narrow(model) -> dict[str, torch.Tensor]:
     """The narrow U-Net's weights that an edit can change, from a MODEL's effective ones."""
     parts, own = {"keys": "to_k", "values": "to_v", "output": "to_out.0"}, model.get_key_patches("diffusion_model.")
-    return {f"{layer.name}.{part}.weight": studio.leading(effective_weight(model, layer.key(p), None, own)) for layer in cross_attention_layers(model) for p, part in parts.items()}
+    return {
+        f"{layer.name}.{part}.weight": studio.leading(effective_weight(model, layer.key(p), None, own))
+        for layer in cross_attention_layers(model)
+        for p, part in parts.items()
+    }

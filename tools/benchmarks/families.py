@@ -1,12 +1,14 @@
-"""Every family of U-Net at the widths of the real models, random weights in float16, one recorded step: the table of docs/compatibility.md.
+"""Every family of U-Net at the widths of the real models, random weights in float16, one recorded step: the table of
+docs/compatibility.md.
 
     python -m benchmarks.families [--only NAME ...] [--write]        (in tools/)
 
-One family at a time in a process of its own, so that memory is given back. Capture (two prompts, a latent of 16 x 16, the
-SDXL families with SDXL's size conditioning and a pooled output), basis, apply, one sampling step, LoRA and checkpoint saved
-and loaded. A column each says how far what was recorded is from softmax(QK^T/sqrt(d))V and edited weights from E W, in
-every eighth of the layers; a row stands only where both are rounding.
+One family at a time in a process of its own, so that memory is given back. Capture (two prompts, a latent of 16 x 16,
+the SDXL families with SDXL's size conditioning and a pooled output), basis, apply, one sampling step, LoRA and
+checkpoint saved and loaded. A column each says how far what was recorded is from softmax(QK^T/sqrt(d))V and edited
+weights from E W, in every eighth of the layers; a row stands only where both are rounding.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,9 +22,35 @@ from pathlib import Path
 from . import child
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "compatibility.md"
-FAMILIES = ("sd15", "sd1 inpainting", "sd1 instruct-pix2pix", "sd2", "sd2 v-prediction", "sdxl", "sdxl inpainting", "sdxl refiner", "ssd-1b", "segmind vega", "koala 700m", "koala 1b")
-HEADER = ["family", "cross-attention layers", "widths", "U-Net parameters", "recorded against QKV", "weights against E W", "LoRA against MODEL", "checkpoint against MODEL", "rounding in fp16 puts back",
-          "capture s", "memory that the capture keeps MB", "basis and apply s", "peak GB"]
+FAMILIES = (
+    "sd15",
+    "sd1 inpainting",
+    "sd1 instruct-pix2pix",
+    "sd2",
+    "sd2 v-prediction",
+    "sdxl",
+    "sdxl inpainting",
+    "sdxl refiner",
+    "ssd-1b",
+    "segmind vega",
+    "koala 700m",
+    "koala 1b",
+)
+HEADER = [
+    "family",
+    "cross-attention layers",
+    "widths",
+    "U-Net parameters",
+    "recorded against QKV",
+    "weights against E W",
+    "LoRA against MODEL",
+    "checkpoint against MODEL",
+    "rounding in fp16 puts back",
+    "capture s",
+    "memory that the capture keeps MB",
+    "basis and apply s",
+    "peak GB",
+]
 RECORDED, EXACT, FILES = 1e-4, 1e-5, 1e-2  # what still is rounding (files: of the edit's effect)
 
 
@@ -52,8 +80,19 @@ def measure(family: str) -> list:
         layers, clip = cross_attention_layers(model), random_models.clip_of(model)
 
         def capture(name, role):
-            prompts = run(ConceptPrompts, concepts=name, role=role, templates="{}\na picture of {}", include_empty_prompt=False)[0]
-            return run(CaptureActivations, model=model, clip=clip, prompts=prompts, recorded_steps=1, width=128, height=128, batch_size=2)[0]
+            prompts = run(
+                ConceptPrompts, concepts=name, role=role, templates="{}\na picture of {}", include_empty_prompt=False
+            )[0]
+            return run(
+                CaptureActivations,
+                model=model,
+                clip=clip,
+                prompts=prompts,
+                recorded_steps=1,
+                width=128,
+                height=128,
+                batch_size=2,
+            )[0]
 
         capture("none", "forget")  # the host loads and warms up
         started = time.monotonic()
@@ -64,25 +103,53 @@ def measure(family: str) -> list:
         applied = time.monotonic()
         looked_at = layers[:: max(1, len(layers) // 8)]
         rows: dict = {}
-        hooks = [unet_of(model).get_submodule(layer.name).register_forward_pre_hook(
-            lambda module, args, kwargs, name=layer.name: rows.__setitem__(name, random_models.attention(module, args[0], kwargs["context"]).mean(1).double()), with_kwargs=True) for layer in looked_at]
+        hooks = [
+            unet_of(model)
+            .get_submodule(layer.name)
+            .register_forward_pre_hook(
+                lambda module, args, kwargs, name=layer.name: rows.__setitem__(
+                    name, random_models.attention(module, args[0], kwargs["context"]).mean(1).double()
+                ),
+                with_kwargs=True,
+            )
+            for layer in looked_at
+        ]
         again = capture("one", "forget")
         for hook in hooks:
             hook.remove()
-        second = lambda h: h.T @ h
-        recorded = max(float((second(again.moments[n].factor) - second(h)).norm() / second(h).norm()) for n, h in rows.items())
+
+        def second(h):
+            return h.T @ h
+
+        recorded = max(
+            float((second(again.moments[n].factor) - second(h)).norm() / second(h).norm()) for n, h in rows.items()
+        )
         exact = 0.0
         for layer in looked_at:
             b, original = basis.layers[layer.name], effective_weight(model, layer.key("values")).double()
             wanted = edit_matrix(b.u.double(), b.m.double()) @ original
-            exact = max(exact, float((effective_weight(edited, layer.key("values")).double() - wanted).norm() / (wanted - original).norm()))
+            exact = max(
+                exact,
+                float(
+                    (effective_weight(edited, layer.key("values")).double() - wanted).norm()
+                    / (wanted - original).norm()
+                ),
+            )
         kept = meters.kept(forget) + meters.kept(retain)
         saving.save_lora(edited, Path(folder) / "lora.safetensors", "fp32", False, lambda: None)
-        loaded = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(f"{folder}/lora.safetensors", safe_load=True), 1.0, 0.0)[0]
+        loaded = comfy.sd.load_lora_for_models(
+            model, None, comfy.utils.load_torch_file(f"{folder}/lora.safetensors", safe_load=True), 1.0, 0.0
+        )[0]
         worst = 0.0
         for layer in looked_at:
             wanted = effective_weight(edited, layer.key("values"))
-            worst = max(worst, float((effective_weight(loaded, layer.key("values")) - wanted).norm() / (wanted - effective_weight(model, layer.key("values"))).norm()))
+            worst = max(
+                worst,
+                float(
+                    (effective_weight(loaded, layer.key("values")) - wanted).norm()
+                    / (wanted - effective_weight(model, layer.key("values"))).norm()
+                ),
+            )
         latent, before = (sample(m, clip) for m in (edited, model))
         if not torch.isfinite(latent).all() or not (latent - before).abs().max() > 0:
             raise AssertionError(f"{family}: the edited MODEL does not sample, or samples what the original does.")
@@ -92,12 +159,30 @@ def measure(family: str) -> list:
         del model, edited, loaded
         comfy.model_management.unload_all_models()
         gc.collect()
-        model = comfy.sd.load_checkpoint_guess_config(f"{folder}/model.safetensors", output_vae=False, output_clip=False, model_options={"dtype": torch.float16})[0]
+        model = comfy.sd.load_checkpoint_guess_config(
+            f"{folder}/model.safetensors", output_vae=False, output_clip=False, model_options={"dtype": torch.float16}
+        )[0]
         file = float((sample(model, clip) - latent).norm() / (latent - before).norm())
         if recorded > RECORDED or exact > EXACT or worst > FILES or file > FILES:
-            raise AssertionError(f"{family}: recorded rows are {recorded:.2g}, weights {exact:.2g}, the LoRA {worst:.2g}, the checkpoint {file:.2g} away from what they have to be.")
-    return [family, len(layers), ", ".join(map(str, sorted({layer.width for layer in layers}))), f"{parameters / 1e6:.0f} M", f"{recorded:.1e}", f"{exact:.1e}", f"{worst:.1e}", f"{file:.1e}", f"{residual.mean:.1e}",
-            f"{captured - started:.1f}", f"{kept:.1f}", f"{applied - captured:.1f}", f"{peak:.1f}"]
+            raise AssertionError(
+                f"{family}: recorded rows are {recorded:.2g}, weights {exact:.2g}, the LoRA {worst:.2g}, the "
+                f"checkpoint {file:.2g} away from what they have to be."
+            )
+    return [
+        family,
+        len(layers),
+        ", ".join(map(str, sorted({layer.width for layer in layers}))),
+        f"{parameters / 1e6:.0f} M",
+        f"{recorded:.1e}",
+        f"{exact:.1e}",
+        f"{worst:.1e}",
+        f"{file:.1e}",
+        f"{residual.mean:.1e}",
+        f"{captured - started:.1f}",
+        f"{kept:.1f}",
+        f"{applied - captured:.1f}",
+        f"{peak:.1f}",
+    ]
 
 
 def sample(model, clip):
@@ -106,8 +191,12 @@ def sample(model, clip):
 
     import nodes as host_nodes
 
-    encode = lambda text: clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    return host_nodes.common_ksampler(model, 5, 1, 1.0, "euler", "normal", encode("one"), encode(""), {"samples": torch.zeros(1, 4, 16, 16)})[0]["samples"]
+    def encode(text):
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+    return host_nodes.common_ksampler(
+        model, 5, 1, 1.0, "euler", "normal", encode("one"), encode(""), {"samples": torch.zeros(1, 4, 16, 16)}
+    )[0]["samples"]
 
 
 def main() -> int:

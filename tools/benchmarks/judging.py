@@ -1,4 +1,8 @@
-"""Pictures of an edited narrow U-Net, judged beside the unedited one's: shares with intervals. Knows nothing of how an edit is made."""
+"""Pictures of an edited narrow U-Net, judged beside the unedited one's: shares with intervals.
+
+Knows nothing of how an edit is made.
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -46,47 +50,88 @@ _BEFORE: dict[tuple[str, int, int], tuple[torch.Tensor, dict]] = {}
 
 
 def judged(pictures: torch.Tensor) -> list[dict]:
-    """Everything that both judges see, and how far the autoencoder's redrawing of each picture is from it (root mean square)."""
+    """Everything that both judges see, and how far the autoencoder's redrawing of each picture is from it (root mean
+    square)."""
     with torch.inference_mode():
         again = studio.vae_decoder()(studio.vae_encoder()(pictures))
     rebuilt = (again - pictures).square().mean((1, 2, 3)).sqrt().tolist()
-    return [{**look, **parts, "rebuilt": r} for look, parts, r in zip(studio.look(pictures), studio.examine(pictures), rebuilt)]
+    return [
+        {**look, **parts, "rebuilt": r}
+        for look, parts, r in zip(studio.look(pictures), studio.examine(pictures), rebuilt, strict=True)
+    ]
 
 
 def before(entries: list[dict], steps: int = STEPS) -> list[tuple[torch.Tensor, dict]]:
     """The unedited model's picture of each prompt and seed, and what is seen in it; each is drawn once."""
-    key = lambda e: (e["prompt"], e["seed"], steps)
+
+    def key(e):
+        return (e["prompt"], e["seed"], steps)
+
     missing = list({key(e): e for e in entries if key(e) not in _BEFORE}.values())
     if missing:
         pictures = studio.draw(unedited(), [e["prompt"] for e in missing], [e["seed"] for e in missing], steps=steps)
-        _BEFORE.update(zip(map(key, missing), zip(pictures, judged(pictures))))
+        _BEFORE.update(zip(map(key, missing), zip(pictures, judged(pictures), strict=True), strict=True))
     return [_BEFORE[key(e)] for e in entries]
 
 
-def see(weights: Weights | None, entries: list[dict], negative: str = "", steps: int = STEPS, beside: bool = True) -> list[dict]:
-    """Per entry what is seen `after` and (beside) `before` the edit, and the root mean square distance of the two pictures."""
-    pictures = studio.draw(studio.unet(weights), [e["prompt"] for e in entries], [e["seed"] for e in entries], steps=steps, negative=negative)
+def see(
+    weights: Weights | None, entries: list[dict], negative: str = "", steps: int = STEPS, beside: bool = True
+) -> list[dict]:
+    """Per entry what is seen `after` and (beside) `before` the edit, and the root mean square distance of the two
+    pictures."""
+    pictures = studio.draw(
+        studio.unet(weights),
+        [e["prompt"] for e in entries],
+        [e["seed"] for e in entries],
+        steps=steps,
+        negative=negative,
+    )
     if not beside:
-        return [{**entry, "after": seen} for entry, seen in zip(entries, judged(pictures))]
-    return [{**entry, "after": seen, "before": was, "distance": float((picture - original).square().mean().sqrt())}
-            for entry, picture, seen, (original, was) in zip(entries, pictures, judged(pictures), before(entries, steps))]
+        return [{**entry, "after": seen} for entry, seen in zip(entries, judged(pictures), strict=True)]
+    return [
+        {**entry, "after": seen, "before": was, "distance": float((picture - original).square().mean().sqrt())}
+        for entry, picture, seen, (original, was) in zip(
+            entries, pictures, judged(pictures), before(entries, steps), strict=True
+        )
+    ]
 
 
 def character_entries(name: str, split: str, each: int, others: int, sharing: int, shapes: int) -> list[dict]:
     """What a character's edit is judged on: prompts with their seeds, `group` and what is `wanted` of the picture."""
     sets = studio.prompts()[split]
     out = [{**e, "group": kind, "wanted": name} for kind in ("named", "name_free") for e in sets[kind][name][:each]]
-    out += [{**e, "group": f"others {kind}", "wanted": o} for o in CHARACTERS if o != name for kind in ("named", "name_free") for e in sets[kind][o][:others]]
+    out += [
+        {**e, "group": f"others {kind}", "wanted": o}
+        for o in CHARACTERS
+        if o != name
+        for kind in ("named", "name_free")
+        for e in sets[kind][o][:others]
+    ]
     out += [{**e, "group": f"sharing {k}"} for k in "123" for e in sets["sharing"][name][k][:sharing]]
-    out += [{**e, "group": "styles", "wanted": s} for s in STYLES if s != "none" for e in sets["style_named"][s][: shapes // 3]]
+    out += [
+        {**e, "group": "styles", "wanted": s}
+        for s in STYLES
+        if s != "none"
+        for e in sets["style_named"][s][: shapes // 3]
+    ]
     return out + [{**e, "group": "shapes"} for e in sets["shapes"][:shapes]]
 
 
 def style_entries(name: str, split: str, each: int, others: int, shapes: int) -> list[dict]:
     """The same for an artist's style."""
     sets = studio.prompts()[split]
-    out = [{**e, "group": kind, "wanted": name} for kind in ("named", "name_free") for e in sets[f"style_{kind}"][name][:each]]
-    out += [{**e, "group": f"others {kind}", "wanted": o} for o in STYLES if o not in ("none", name) for kind in ("named", "name_free") for e in sets[f"style_{kind}"][o][:others]]
+    out = [
+        {**e, "group": kind, "wanted": name}
+        for kind in ("named", "name_free")
+        for e in sets[f"style_{kind}"][name][:each]
+    ]
+    out += [
+        {**e, "group": f"others {kind}", "wanted": o}
+        for o in STYLES
+        if o not in ("none", name)
+        for kind in ("named", "name_free")
+        for e in sets[f"style_{kind}"][o][:others]
+    ]
     out += [{**e, "group": "characters", "wanted": c} for c in CHARACTERS for e in sets["named"][c][: others // 4]]
     return out + [{**e, "group": "shapes"} for e in sets["shapes"][:shapes]]
 
@@ -107,9 +152,15 @@ def right(entry: dict, when: str = "after") -> bool:
 
 
 def shares(seen: list[dict], when: str = "after") -> dict[str, Share]:
-    """Group -> share of pictures that show what the group is about; others together; background and style on the erased prompts."""
+    """Group -> share of pictures that show what the group is about; others together.
+
+    Background and style on the erased prompts.
+    """
     out: dict[str, Share] = {}
-    add = lambda key, hit: out.__setitem__(key, out.get(key, Share(0, 0)) + Share(int(hit), 1))
+
+    def add(key, hit):
+        return out.__setitem__(key, out.get(key, Share(0, 0)) + Share(int(hit), 1))
+
     for entry in seen:
         add(entry["group"], right(entry, when))
         if entry["group"].startswith("others"):
@@ -136,7 +187,10 @@ def resampled(groups: list[list[int]], draws: int = 2000) -> tuple[float, float,
 
 
 def difference(seen: list[dict], group: str) -> tuple[float, float, float]:
-    """Share right after minus share right before on the same prompts and seeds, and its interval: pictures of one prompt, after edits for several targets, do not count as independent."""
+    """Share right after minus share right before on the same prompts and seeds, and its interval.
+
+    Pictures of one prompt, after edits for several targets, do not count as independent.
+    """
     by_prompt: dict[str, list[int]] = {}
     for e in seen:
         if e["group"].startswith(group):
@@ -154,8 +208,15 @@ def mean(values: list[float]) -> float:
 
 
 def harmonic(share: dict[str, Share]) -> float:
-    """Harmonic mean of what HUB and the paper ask of an eraser: concept gone from named, name-free and (where measured) attack
-    prompts, others retained, and pictures of erased prompts still as asked otherwise (background; style of a character's)."""
-    parts = [1 - share["named"].value, 1 - share["name_free"].value, share["others"].value, mean([share[k].value for k in ("background", "style") if k in share])]
+    """Harmonic mean of what HUB and the paper ask of an eraser: concept gone from named, name-free and (where measured)
+    attack prompts, others retained, and pictures of erased prompts still as asked otherwise (background; style of a
+    character's).
+    """
+    parts = [
+        1 - share["named"].value,
+        1 - share["name_free"].value,
+        share["others"].value,
+        mean([share[k].value for k in ("background", "style") if k in share]),
+    ]
     parts += [1 - share["soup"].value] if "soup" in share else []
     return 0.0 if min(parts) <= 0 else len(parts) / sum(1 / p for p in parts)

@@ -1,4 +1,5 @@
 """Time, memory and counted work of a piece of code, side by side with another one."""
+
 from __future__ import annotations
 
 import ctypes
@@ -22,22 +23,28 @@ def timed(function: Callable, *args) -> tuple:
     return result, time.perf_counter() - started
 
 
-def interleaved(a: Callable[[], object], b: Callable[[], object], pairs: int, prepare: Callable[[int], object] = lambda which: None) -> tuple[list[float], list[float]]:
-    """Seconds of both, turn by turn and the first one changing, after one unmeasured turn: what slows the machine slows both.
+def interleaved(
+    a: Callable[[], object], b: Callable[[], object], pairs: int, prepare: Callable[[int], object] = lambda which: None
+) -> tuple[list[float], list[float]]:
+    """Seconds of both, turn by turn and the first one changing, after one unmeasured turn: what slows the machine slows
+    both.
 
     prepare(0) before each a, prepare(1) before each b: what is not to be counted.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for i in range(pairs + 1):
-        for which in ((0, 1) if i % 2 else (1, 0)):
+        for which in (0, 1) if i % 2 else (1, 0):
             prepare(which)
             times[which].append(timed((a, b)[which])[1])
     return times[0][1:], times[1][1:]
 
 
 def ratio(times: tuple[list[float], list[float]]) -> tuple[float, float, float]:
-    """Median of b / a, pair by pair, with its 95 % interval by order statistics (of five pairs or fewer: the lowest and the highest)."""
-    ratios = sorted(y / x for x, y in zip(*times))
+    """Median of b / a, pair by pair, with its 95 % interval by order statistics (of five pairs or fewer.
+
+    The lowest and the highest).
+    """
+    ratios = sorted(y / x for x, y in zip(*times, strict=True))
     n = len(ratios)
     outside = max((k for k in range(n // 2) if 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n <= 0.05), default=0)
     return median(ratios), ratios[outside], ratios[n - 1 - outside]
@@ -52,7 +59,9 @@ def resident(field: str = "VmRSS", status: Path = STATUS) -> float:
 def peak(function: Callable, *args) -> tuple:
     """What function(*args) returns, and how many MB above what it held before the process held at most meanwhile."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before goes back to the system, or the function takes it from there unseen (glibc)
+    ctypes.CDLL(None).malloc_trim(
+        0
+    )  # what was freed before goes back to the system, or the function takes it from there unseen (glibc)
     CLEAR.write_text("5")  # resets VmHWM
     before = resident()
     result = function(*args)
@@ -75,18 +84,25 @@ def kept(activations) -> float:
 
 
 def surplus_bound(layers, encoding: int, prompts: float, rows: float) -> float:
-    """MB that a capture may hold beyond the sampler: encodings (bytes of one); rows that wait, and again while they are handed on; of each layer its rows in float32 and in the end their moments in float64; of one layer, while it is compacted, twice its rows in float64."""
+    """MB that a capture may hold beyond the sampler: encodings (bytes of one).
+
+    Rows that wait, and again while they are handed on; of each layer its rows in float32 and in the end their moments
+    in float64; of one layer, while it is compacted, twice its rows in float64.
+    """
     from pure_pack.nodes.host.recording import BLOCK, ENCODED
 
     waiting = 2 * BLOCK * sum(4 * layer.width for layer in layers)
-    collected = sum((4 * min(rows, 2 * (layer.width + 1)) + 8 * min(rows, layer.width + 1)) * (layer.width + 1) for layer in layers)
+    collected = sum(
+        (4 * min(rows, 2 * (layer.width + 1)) + 8 * min(rows, layer.width + 1)) * (layer.width + 1) for layer in layers
+    )
     d = max(layer.width for layer in layers)
     compacted = 16 * min(rows, 2 * (d + 1) + BLOCK) * (d + 1)
     return (min(prompts + 1, ENCODED + 1) * encoding + waiting + collected + compacted) / 2**20
 
 
 def flops(function: Callable[[], object]) -> float:
-    """Floating-point operations of the matrix products and convolutions in it (a multiply-add is two), as torch counts them."""
+    """Floating-point operations of the matrix products and convolutions in it (a multiply-add is two), as torch counts
+    them."""
     with FlopCounterMode(display=False) as counter:
         function()
     return float(counter.get_total_flops())
@@ -108,7 +124,7 @@ def line(x: list[float], y: list[float]) -> tuple[float, float, float, float]:
     """Least squares y = a + b x: a, b, the standard error of b, and R^2."""
     n, mx, my = len(x), sum(x) / len(x), sum(y) / len(y)
     sxx = sum((v - mx) ** 2 for v in x)
-    b = sum((v - mx) * (w - my) for v, w in zip(x, y)) / sxx
+    b = sum((v - mx) * (w - my) for v, w in zip(x, y, strict=True)) / sxx
     a = my - b * mx
-    rest, total = sum((w - a - b * v) ** 2 for v, w in zip(x, y)), sum((w - my) ** 2 for w in y)
+    rest, total = sum((w - a - b * v) ** 2 for v, w in zip(x, y, strict=True)), sum((w - my) ** 2 for w in y)
     return a, b, (rest / max(n - 2, 1) / sxx) ** 0.5, 1 - rest / total if total else 1.0

@@ -1,4 +1,5 @@
 """Every eraser as a function of a target, and the settings that were tried for each."""
+
 from __future__ import annotations
 
 import torch
@@ -8,7 +9,8 @@ from mini_sd import studio
 from mini_sd.world import CHARACTERS
 
 DESCRIPTIONS = 4
-# What was tried for each eraser on the choose set, as many as PURE's eight; the first is its published (PURE: the nodes') default.
+# What was tried for each eraser on the choose set, as many as PURE's eight; the first is its published (PURE: the
+# nodes') default.
 PURE_TRIED = {  # label: (plan, build, apply)
     "defaults": ({}, {}, {}),
     "keys and values": ({}, {}, {"where": "keys and values"}),
@@ -19,20 +21,51 @@ PURE_TRIED = {  # label: (plan, build, apply)
     "per head": ({}, {"structure": "per head"}, {}),
     "per head, retain weight 8": ({}, {"structure": "per head", "retain_weight": 8.0}, {}),
 }
-PAPER_TRIED = {  # the paper's rule: energies forget / retain, iterations; with one description beside the name, and with all
-    f"{f}/{r}, {n} times, {d} descriptions": ({"descriptions": d}, {"rule": "energy", "centering": "none", "forget_energy": f, "retain_energy": r}, {"where": "keys and values", "iterations": n})
-    for d in (1, DESCRIPTIONS) for f, r, n in ((0.95, 0.95, 1), (0.9999, 0.5, 1), (0.9999, 0.7, 1), (0.9999, 0.9, 4))}
+# the paper's rule: energies forget / retain, iterations; with one description beside the name, and with all
+PAPER_TRIED = {
+    f"{f}/{r}, {n} times, {d} descriptions": (
+        {"descriptions": d},
+        {"rule": "energy", "centering": "none", "forget_energy": f, "retain_energy": r},
+        {"where": "keys and values", "iterations": n},
+    )
+    for d in (1, DESCRIPTIONS)
+    for f, r, n in ((0.95, 0.95, 1), (0.9999, 0.5, 1), (0.9999, 0.7, 1), (0.9999, 0.9, 4))
+}
 PAPER = "0.9999/0.5, 1 times, 1 descriptions"
 PURE_STYLES_TRIED = {  # for artists; their plan has no name without its descriptions' phrasings to vary
-    **{k: PURE_TRIED[k] for k in ("defaults", "keys and values", "retain weight 1", "retain weight 8", "per head", "per head, retain weight 8")},
+    **{
+        k: PURE_TRIED[k]
+        for k in (
+            "defaults",
+            "keys and values",
+            "retain weight 1",
+            "retain weight 8",
+            "per head",
+            "per head, retain weight 8",
+        )
+    },
     "per head, keys and values": ({}, {"structure": "per head"}, {"where": "keys and values"}),
     "no plain things retained": ({"plain": False}, {}, {}),
 }
-TEXT_TRIED = {f"{f}/{r}" + (", descriptions" if d else ""): (d, f, r) for d in (0, DESCRIPTIONS) for f, r in ((0.99, 0.9), (0.95, 0.95), (0.999, 0.9), (0.99, 0.7))}
-CURE_TRIED = {f"alpha {a}" + extra: (d, a, phrased) for d, phrased, extra, alphas in (
-    (0, True, "", (2, 20, 100)), (0, False, ", not phrased", (20, 100)), (DESCRIPTIONS, True, ", descriptions", (20, 100, 1000))) for a in alphas}
-UCE_TRIED = {f"lam {lam}, preserve {p}, guide '{guide}'" + (", descriptions" if d else ""): (d, lam, p, guide)
-             for d in (0, DESCRIPTIONS) for lam, p, guide in ((0.5, 1, ""), (50, 1, ""), (0.5, 0.02, ""), (0.5, 1, "a picture"))}
+TEXT_TRIED = {
+    f"{f}/{r}" + (", descriptions" if d else ""): (d, f, r)
+    for d in (0, DESCRIPTIONS)
+    for f, r in ((0.99, 0.9), (0.95, 0.95), (0.999, 0.9), (0.99, 0.7))
+}
+CURE_TRIED = {
+    f"alpha {a}" + extra: (d, a, phrased)
+    for d, phrased, extra, alphas in (
+        (0, True, "", (2, 20, 100)),
+        (0, False, ", not phrased", (20, 100)),
+        (DESCRIPTIONS, True, ", descriptions", (20, 100, 1000)),
+    )
+    for a in alphas
+}
+UCE_TRIED = {
+    f"lam {lam}, preserve {p}, guide '{guide}'" + (", descriptions" if d else ""): (d, lam, p, guide)
+    for d in (0, DESCRIPTIONS)
+    for lam, p, guide in ((0.5, 1, ""), (50, 1, ""), (0.5, 0.02, ""), (0.5, 1, "a picture"))
+}
 NEGATIVE_TRIED = {"name": 0, "name and descriptions": DESCRIPTIONS}
 
 
@@ -40,7 +73,11 @@ def plan(target: str, descriptions: int):
     """PURE's plan for a target: what it is to forget and to retain, which every peer gets too."""
     from . import erasers
 
-    return erasers.character_plan(target, descriptions=descriptions) if target in CHARACTERS else erasers.style_plan(target, descriptions // 2)
+    return (
+        erasers.character_plan(target, descriptions=descriptions)
+        if target in CHARACTERS
+        else erasers.style_plan(target, descriptions // 2)
+    )
 
 
 def bare(anchors, _role: str = "") -> list[str]:
@@ -49,7 +86,8 @@ def bare(anchors, _role: str = "") -> list[str]:
 
 
 def phrased(anchors, role: str) -> list[str]:
-    """The prompts that PURE captures for a side of a plan, but for those with words that the miniature text encoder was not trained on."""
+    """The prompts that PURE captures for a side of a plan, but for those with words that the miniature text encoder was
+    not trained on."""
     from .erasers import phrasings
 
     return [p for p in phrasings(anchors, role) if all(w in studio.word_ids() for w in p.replace(",", " ").split())]
@@ -58,26 +96,51 @@ def phrased(anchors, role: str) -> list[str]:
 def text_basis(target, setting):
     descriptions, forget, retain = setting
     asked = plan(target, descriptions)
-    return peers.edited(peers.text_basis_edit(peers.token_rows(phrased(asked.forget, "forget")), peers.token_rows(phrased(asked.retain, "retain")), forget, retain)), ""
+    return peers.edited(
+        peers.text_basis_edit(
+            peers.token_rows(phrased(asked.forget, "forget")),
+            peers.token_rows(phrased(asked.retain, "retain")),
+            forget,
+            retain,
+        )
+    ), ""
 
 
 def cure(target, setting):
     descriptions, alpha, with_phrasings = setting
     asked, worded = plan(target, descriptions), phrased if with_phrasings else bare
-    return peers.edited(peers.cure_edit(peers.token_rows(worded(asked.forget, "forget")), peers.token_rows(worded(asked.retain, "retain")), alpha)), ""
+    return peers.edited(
+        peers.cure_edit(
+            peers.token_rows(worded(asked.forget, "forget")), peers.token_rows(worded(asked.retain, "retain")), alpha
+        )
+    ), ""
 
 
 def uce(target, setting):
     descriptions, lam, preserve, guide = setting
     asked = plan(target, descriptions)
-    return peers.edited(peers.uce_edit(peers.last_subject_tokens(bare(asked.forget)), peers.last_subject_tokens([guide]), peers.last_subject_tokens(bare(asked.retain)), lam, 1.0, preserve)), ""
+    return peers.edited(
+        peers.uce_edit(
+            peers.last_subject_tokens(bare(asked.forget)),
+            peers.last_subject_tokens([guide]),
+            peers.last_subject_tokens(bare(asked.retain)),
+            lam,
+            1.0,
+            preserve,
+        )
+    ), ""
 
 
 def negative(target, descriptions):
     return None, ", ".join(bare(plan(target, descriptions).forget))
 
 
-PEERS = {"UCE": (uce, UCE_TRIED), "CURE": (cure, CURE_TRIED), "text basis": (text_basis, TEXT_TRIED), "negative prompt": (negative, NEGATIVE_TRIED)}
+PEERS = {
+    "UCE": (uce, UCE_TRIED),
+    "CURE": (cure, CURE_TRIED),
+    "text basis": (text_basis, TEXT_TRIED),
+    "negative prompt": (negative, NEGATIVE_TRIED),
+}
 
 
 class Pure:
@@ -98,6 +161,8 @@ class Pure:
     def edit(self, target, setting=({}, {}, {}), **capture):
         """(weights, negative prompt) like a peer's."""
         plan, build, apply = setting
-        planned = self.nodes.character_plan(target, **plan) if target in CHARACTERS else self.nodes.style_plan(target, **plan)
+        planned = (
+            self.nodes.character_plan(target, **plan) if target in CHARACTERS else self.nodes.style_plan(target, **plan)
+        )
         with torch.inference_mode():
             return self.nodes.narrow(self.eraser(**capture).erase(planned, apply, **build)), ""

@@ -1,4 +1,5 @@
 """The two pictures of docs/evidence.md: erased against retained for every eraser, and what erased prompts draw."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -16,7 +17,10 @@ SIZE, BOX = (1024, 680), (90, 40, 640, 600)
 
 
 def tradeoff(scored: dict[str, list[dict[str, judging.Share]]], path: Path) -> None:
-    """Erased (1 - mean of named, name-free and soup) over others retained; numbered points, PURE as discs, the rest as squares."""
+    """Erased (1 - mean of named, name-free and soup) over others retained.
+
+    Numbered points, PURE as discs, the rest as squares.
+    """
     image = Image.new("RGB", SIZE, PAPER)
     draw, (x0, y0, x1, y1) = ImageDraw.Draw(image), BOX
     for i in range(6):
@@ -28,7 +32,9 @@ def tradeoff(scored: dict[str, list[dict[str, judging.Share]]], path: Path) -> N
     draw.text(((x0 + x1) / 2, y1 + 40), "other characters retained", fill=INK, font=font(22), anchor="mt")
     draw.text((x0, y0 - 12), "erased: 1 - mean of named, name-free, attacks", fill=INK, font=font(22), anchor="lb")
     for i, (label, part) in enumerate(scored.items()):
-        erased = 1 - judging.mean([tables.pooled(part, g).value for g in ("named", "name_free", "soup") if any(g in s for s in part)])
+        erased = 1 - judging.mean(
+            [tables.pooled(part, g).value for g in ("named", "name_free", "soup") if any(g in s for s in part)]
+        )
         x, y = x0 + (x1 - x0) * tables.pooled(part, "others").value, y1 - (y1 - y0) * erased
         shape, color = (draw.ellipse, BLUE) if label.startswith("PURE") else (draw.rectangle, ORANGE)
         shape([x - 7, y - 7, x + 7, y + 7], fill=color, outline=PAPER)
@@ -39,14 +45,25 @@ def tradeoff(scored: dict[str, list[dict[str, judging.Share]]], path: Path) -> N
 
 
 def sheet(edits: dict[str, judging.Weights], path: Path) -> None:
-    """Per character a row of four pairs: named, named, described, and another character; before on the left, after on the right."""
+    """Per character a row of four pairs: named, named, described, and another character.
+
+    Before on the left, after on the right.
+    """
     names, rows = list(CHARACTERS), []
     sets = studio.prompts()["test"]
     for i, name in enumerate(names):
         other = names[(i + 1) % len(names)]
         entries = [*sets["named"][name][:2], sets["name_free"][name][0], sets["named"][other][0]]
         texts, seeds = [e["prompt"] for e in entries], [e["seed"] for e in entries]
-        pairs = [p for both in zip(studio.draw(judging.unedited(), texts, seeds), studio.draw(studio.unet(edits[name]), texts, seeds)) for p in both]
+        pairs = [
+            p
+            for both in zip(
+                studio.draw(judging.unedited(), texts, seeds),
+                studio.draw(studio.unet(edits[name]), texts, seeds),
+                strict=True,
+            )
+            for p in both
+        ]
         rows.append(torch.cat(pairs, 2))
     picture = (torch.cat(rows, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
     drawn = Image.fromarray(picture).resize((picture.shape[1] * 3 // 2, picture.shape[0] * 3 // 2), Image.LANCZOS)

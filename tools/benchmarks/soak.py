@@ -1,4 +1,5 @@
 """One server for a long time: does it grow, does it get slower?"""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -13,8 +14,8 @@ BLOCK = 10  # queues of which the mean is one point of the line: one after the o
 def soak(_: str) -> dict:
     """QUEUES different captures, bases and edits through one server: its memory and its speed from first to last.
 
-    After each, the host alone draws a picture: what slows the machine slows that too. The history of runs, in which the host
-    keeps every graph and report, is emptied after each, as its web UI's button does.
+    After each, the host alone draws a picture: what slows the machine slows that too. The history of runs, in which the
+    host keeps every graph and report, is emptied after each, as its web UI's button does.
     """
     import workflows
     from comfyui_server import Server
@@ -25,8 +26,14 @@ def soak(_: str) -> dict:
     with Server() as server:
         graph = workflows.to_api(workflows.substitute(workflows.load("erase_a_character")), server.get("/object_info"))
         for i in workflows.find(graph, "SaveImage"):
-            graph[i] = {"class_type": "PreviewImage", "inputs": {"images": graph[i]["inputs"]["images"]}}  # nothing is to stay on the disk
-        find = lambda kind: [graph[i]["inputs"] for i in workflows.find(graph, kind)]
+            graph[i] = {
+                "class_type": "PreviewImage",
+                "inputs": {"images": graph[i]["inputs"]["images"]},
+            }  # nothing is to stay on the disk
+
+        def find(kind):
+            return [graph[i]["inputs"] for i in workflows.find(graph, kind)]
+
         for inputs in find("PURE_ConceptPrompts"):
             inputs["templates"] = "a picture of {}"
             inputs["concepts"] = "\n".join(inputs["concepts"].splitlines()[:1])
@@ -45,10 +52,18 @@ def soak(_: str) -> dict:
             hosts.append(seconds(server, host))
             server.post("/history", {"clear": True})
             memory.append(meters.resident(status=status))
-    ratios = [a / b for a, b in zip(times, hosts)]
-    return {"rows": [row("memory, MB", memory, "{:.0f}", 1024, "KB"), row("seconds of a queue", times, "{:.2f}", 1000, "ms"),
-                     row("seconds of the host's own picture", hosts, "{:.2f}", 1000, "ms"), row("the one / the other", ratios, "{:.2f}", 1000, "thousandths")],
-            "memory": memory, "seconds": times, "host's seconds": hosts}
+    ratios = [a / b for a, b in zip(times, hosts, strict=True)]
+    return {
+        "rows": [
+            row("memory, MB", memory, "{:.0f}", 1024, "KB"),
+            row("seconds of a queue", times, "{:.2f}", 1000, "ms"),
+            row("seconds of the host's own picture", hosts, "{:.2f}", 1000, "ms"),
+            row("the one / the other", ratios, "{:.2f}", 1000, "thousandths"),
+        ],
+        "memory": memory,
+        "seconds": times,
+        "host's seconds": hosts,
+    }
 
 
 def seconds(server, graph: dict) -> float:
@@ -59,7 +74,8 @@ def seconds(server, graph: dict) -> float:
 
 
 def row(what: str, values: list[float], form: str, scale: float, unit: str) -> list[str]:
-    """A table's row: medians of the first and the last tenth after warming up, the highest, and the slope of block means."""
+    """A table's row: medians of the first and the last tenth after warming up, the highest, and the slope of block
+    means."""
     starts, tenth = range(WARM, QUEUES, BLOCK), QUEUES // 10
     _, slope, error, _ = meters.line(list(starts), [mean(values[i : i + BLOCK]) for i in starts])
     shown = [median(values[WARM : WARM + tenth]), median(values[-tenth:]), max(values[WARM:])]

@@ -2,10 +2,12 @@
 
     python -m benchmarks.speed [--only sampling algebra growth files profile soak] [--write]       (in tools/)
 
-The miniature model as it is, and random weights in SD 1.5's and SDXL's structure at full width on small latents. Each section
-in a process of its own. Times are compared pair by pair, turn by turn; a floor stands beside each: counted operations at the
-rate that a matrix product of this machine reaches, or bytes at the rate of a copy. --write also leaves docs/performance.json.
+The miniature model as it is, and random weights in SD 1.5's and SDXL's structure at full width on small latents. Each
+section in a process of its own. Times are compared pair by pair, turn by turn; a floor stands beside each: counted
+operations at the rate that a matrix product of this machine reaches, or bytes at the rate of a copy. --write also
+leaves docs/performance.json.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -42,7 +44,10 @@ def loaded(kind: str):
 
     if kind == "mini_sd":
         return inprocess.load_checkpoint()[:2]
-    model = random_models.load(random_models.random_state(kind, full=True, dtype=getattr(torch, SAMPLED[kind][3])), getattr(torch, SAMPLED[kind][3]))
+    model = random_models.load(
+        random_models.random_state(kind, full=True, dtype=getattr(torch, SAMPLED[kind][3])),
+        getattr(torch, SAMPLED[kind][3]),
+    )
     return model, random_models.clip_of(model)
 
 
@@ -64,7 +69,10 @@ def sampling(kind: str) -> dict:
 
     size, count, steps, _, pairs = SAMPLED[kind]
     trajectory = host_sampling.Trajectory(10, steps, 1, 0, 1.0, size, size, "euler", "normal", 4)
-    lines = lambda role: make_prompts("\n".join(f"{role} picture {i}" for i in range(count)), "free text", role, False)[0]
+
+    def lines(role):
+        return make_prompts("\n".join(f"{role} picture {i}" for i in range(count)), "free text", role, False)[0]
+
     prompts = lines("forget")
 
     def capture(which=prompts):
@@ -83,14 +91,34 @@ def sampling(kind: str) -> dict:
         memory = [meters.peak(f)[1] for f in (bare, capture, bare, capture)]
         forget, retain = capture(), capture(lines("retain"))
         edited = run(ApplyProjection, model=model, basis=run(BuildBasis, forget=forget, retain=retain)[0])[0]
-        drawn = meters.interleaved(bare, lambda: bare(edited), pairs, lambda which: management.load_models_gpu([(model, edited)[which]]))  # putting patches on is not sampling
+        drawn = meters.interleaved(
+            bare, lambda: bare(edited), pairs, lambda which: management.load_models_gpu([(model, edited)[which]])
+        )  # putting patches on is not sampling
         work = meters.flops(bare)
         read = pooled_bytes(model, unet_of(model), bare)
     layers, encoding = cross_attention_layers(model), host_sampling.encode(clip, "")[0].nbytes
-    bounds = [meters.surplus_bound(layers, encoding, *amount) for amount in ((count, count * steps), (math.inf, math.inf))]
-    row = [kind, f"{count} prompts x {steps} steps, {size} px, {pairs} pairs", median(capturing[0]), work / meters.product_rate(torch.float32), spread(capturing), f"{read / meters.copy_rate() / median(capturing[0]):.5f}", spread(drawn),
-           f"{max(memory[0::2]):.0f}", f"{max(memory[1::2]):.0f}", f"{meters.kept(forget):.1f}", *(f"{b:.0f}" for b in bounds)]
-    return {"row": row, "bare and capture s": capturing, "original and edited s": drawn, "peaks of bare and capture, in turn, MB": memory}
+    bounds = [
+        meters.surplus_bound(layers, encoding, *amount) for amount in ((count, count * steps), (math.inf, math.inf))
+    ]
+    row = [
+        kind,
+        f"{count} prompts x {steps} steps, {size} px, {pairs} pairs",
+        median(capturing[0]),
+        work / meters.product_rate(torch.float32),
+        spread(capturing),
+        f"{read / meters.copy_rate() / median(capturing[0]):.5f}",
+        spread(drawn),
+        f"{max(memory[0::2]):.0f}",
+        f"{max(memory[1::2]):.0f}",
+        f"{meters.kept(forget):.1f}",
+        *(f"{b:.0f}" for b in bounds),
+    ]
+    return {
+        "row": row,
+        "bare and capture s": capturing,
+        "original and edited s": drawn,
+        "peaks of bare and capture, in turn, MB": memory,
+    }
 
 
 def pooled_bytes(model, unet, run) -> float:
@@ -98,7 +126,12 @@ def pooled_bytes(model, unet, run) -> float:
     from pure_pack.nodes.host.layers import cross_attention_layers
 
     total = [0.0]
-    hooks = [unet.get_submodule(f"{layer.name}.to_out").register_forward_pre_hook(lambda _, args: total.__setitem__(0, total[0] + args[0].nbytes)) for layer in cross_attention_layers(model)]
+    hooks = [
+        unet.get_submodule(f"{layer.name}.to_out").register_forward_pre_hook(
+            lambda _, args: total.__setitem__(0, total[0] + args[0].nbytes)
+        )
+        for layer in cross_attention_layers(model)
+    ]
     try:
         run()
     finally:
@@ -107,11 +140,28 @@ def pooled_bytes(model, unet, run) -> float:
     return total[0]
 
 
-SAMPLING_HEADER = ["model", "work", "sampling s", "its floor s", "capture / the same sampling", "floor of the surplus", "edited / original sampling", "peak of sampling MB", "peak of capture MB", "of it kept MB", "bound of the surplus MB", "the same of any number of prompts"]
+SAMPLING_HEADER = [
+    "model",
+    "work",
+    "sampling s",
+    "its floor s",
+    "capture / the same sampling",
+    "floor of the surplus",
+    "edited / original sampling",
+    "peak of sampling MB",
+    "peak of capture MB",
+    "of it kept MB",
+    "bound of the surplus MB",
+    "the same of any number of prompts",
+]
 
 
 def synthetic(layers, directions: int):
-    """Captures of ROWS rows a layer, forget and retain: a common mean, a falling spectrum, and as many directions that only forget has (0: none, but forget's spectrum is turned round)."""
+    """Captures of ROWS rows a layer, forget and retain.
+
+    a common mean, a falling spectrum, and as many directions that only forget has (0: none, but forget's spectrum is
+    turned round).
+    """
     import torch
     from pure_pack.pure_core.activations import Activations
     from pure_pack.pure_core.moments import MomentsFitter
@@ -121,21 +171,35 @@ def synthetic(layers, directions: int):
     for role in ("forget", "retain"):
         moments = {}
         for layer in layers:
-            rows = torch.randn(ROWS, layer.width, generator=generator) * (scale[layer.width] if directions or role == "retain" else scale[layer.width].flip(0)) + 1
+            rows = (
+                torch.randn(ROWS, layer.width, generator=generator)
+                * (scale[layer.width] if directions or role == "retain" else scale[layer.width].flip(0))
+                + 1
+            )
             if role == "forget" and directions:
                 rows[:, -directions:] += torch.randn(ROWS, directions, generator=generator)
             fitter = MomentsFitter(layer.width)
             for part in rows.split(60):
                 fitter.add(part)
             moments[layer.name] = fitter.result()
-        captured.append(Activations(moments, {layer.name: layer.heads for layer in layers}, {"role": role, "concepts": [role], "prompts": [role], "context_width": layers[0].context}))
+        captured.append(
+            Activations(
+                moments,
+                {layer.name: layer.heads for layer in layers},
+                {"role": role, "concepts": [role], "prompts": [role], "context_width": layers[0].context},
+            )
+        )
     return captured
 
 
 def basis_floor(layers, ranks, rule: str) -> float:
-    """Operations that no way known here does without: the Gram matrix of the rows (of both roles by the paper's rule; by the contrast rule retain's second moment, its Cholesky factor and a triangular solve before it), and one product of it with the kept directions."""
+    """Operations that no way known here does without: the Gram matrix of the rows (of both roles by the paper's rule.
+
+    By the contrast rule retain's second moment, its Cholesky factor and a triangular solve before it), and one product
+    of it with the kept directions.
+    """
     out = 0.0
-    for layer, rank in zip(layers, ranks):
+    for layer, rank in zip(layers, ranks, strict=True):
         d, n = layer.width, min(ROWS, layer.width + 1)
         m = min(n, d)
         out += 2 * m * m * d if rule == "energy" else m * m * d + n * d * d + d**3 / 3 + n * d * d + 4 * d * d * rank
@@ -144,7 +208,8 @@ def basis_floor(layers, ranks, rule: str) -> float:
 
 
 def algebra(kind: str) -> list[list]:
-    """Basis, apply and LoRA for 60 prompts x 2 latents x 10 steps, with UCE's and CURE's edits of the same weights beside them."""
+    """Basis, apply and LoRA for 60 prompts x 2 latents x 10 steps, with UCE's and CURE's edits of the same weights
+    beside them."""
     model, _ = loaded(kind)
     import comfy.model_management as management
     import torch
@@ -160,31 +225,77 @@ def algebra(kind: str) -> list[list]:
         own = model.get_key_patches(ROOT)
         weights = [own[layer.key(p)][0][0] for layer in layers for p in ("keys", "values")]
         management.load_models_gpu([model])
-        for label, directions, settings in (("8 directions a layer", 8, Settings()), ("the spectrum turned round", 0, Settings()), ("the paper's rule", 8, Settings(rule="energy", centering="none"))):
+        for label, directions, settings in (
+            ("8 directions a layer", 8, Settings()),
+            ("the spectrum turned round", 0, Settings()),
+            ("the paper's rule", 8, Settings(rule="energy", centering="none")),
+        ):
             forget, retain = synthetic(layers, directions)
             ((basis, _), building), memory = meters.peak(meters.timed, build_basis, forget, retain, settings)
             ranks = [basis.layers[layer.name].rank for layer in layers]
             (edited, *_), applying = meters.timed(patches.apply_basis, model, basis, 1.0, "values", 1, "all")
             rounding = meters.timed(precision.residual, edited)[1]
             putting = meters.timed(management.load_models_gpu, [edited])[1]
-            lora = meters.timed(saving.save_lora, edited, Path(folder) / f"{label}.safetensors", "fp16", False, lambda: None)[1]
-            product = sum(4 * layer.width * rank * layer.context for layer, rank in zip(layers, ranks))
+            lora = meters.timed(
+                saving.save_lora, edited, Path(folder) / f"{label}.safetensors", "fp16", False, lambda: None
+            )[1]
+            product = sum(4 * layer.width * rank * layer.context for layer, rank in zip(layers, ranks, strict=True))
             name = f"{kind}, {label} (ranks {min(ranks)} to {max(ranks)})"
-            out.append([name, building, basis_floor(layers, ranks, settings.rule) / rate64, f"{memory:.0f}", applying, rounding, putting, product / rate32, lora])
+            out.append(
+                [
+                    name,
+                    building,
+                    basis_floor(layers, ranks, settings.rule) / rate64,
+                    f"{memory:.0f}",
+                    applying,
+                    rounding,
+                    putting,
+                    product / rate32,
+                    lora,
+                ]
+            )
             management.load_models_gpu([model])
         tokens = torch.randn(60, layers[0].context, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-        for name, solve in (("UCE", lambda: peers.uce_edit(tokens[:30], tokens[:1], tokens[30:])), ("CURE", lambda: peers.cure_edit(tokens[:30], tokens[30:]))):
+        for name, solve in (
+            ("UCE", lambda: peers.uce_edit(tokens[:30], tokens[:1], tokens[30:])),
+            ("CURE", lambda: peers.cure_edit(tokens[:30], tokens[30:])),
+        ):
             edit, solving = meters.timed(solve)
             multiplying = meters.timed(lambda e: [w.float() @ e for w in weights], edit.float())[1]
-            out.append([f"{kind}, {name}", solving, "-", "-", multiplying, "-", "-", sum(2 * w.numel() * w.shape[1] for w in weights) / rate32, "-"])
+            out.append(
+                [
+                    f"{kind}, {name}",
+                    solving,
+                    "-",
+                    "-",
+                    multiplying,
+                    "-",
+                    "-",
+                    sum(2 * w.numel() * w.shape[1] for w in weights) / rate32,
+                    "-",
+                ]
+            )
     return out
 
 
-ALGEBRA_HEADER = ["", "basis s", "its floor s", "peak MB", "apply s", "rounding of the edit s", "host puts the patches on s", "floor of the products s", "LoRA s"]
+ALGEBRA_HEADER = [
+    "",
+    "basis s",
+    "its floor s",
+    "peak MB",
+    "apply s",
+    "rounding of the edit s",
+    "host puts the patches on s",
+    "floor of the products s",
+    "LoRA s",
+]
 
 
 def files(_: str) -> dict:
-    """Our savers beside the host's own checkpoint saver, on the miniature model: each file of one edited MODEL, written PAIRS times."""
+    """Our savers beside the host's own checkpoint saver, on the miniature model.
+
+    Each file of one edited MODEL, written PAIRS times.
+    """
     import inprocess
 
     inprocess.start()
@@ -197,14 +308,23 @@ def files(_: str) -> dict:
     from benchmarks.erasers import ApplyProjection, cross_attention_layers, run
 
     model, clip, vae = inprocess.load_checkpoint()
-    done = lambda: None
+
+    def done():
+        return None
+
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         basis = build_basis(*synthetic(cross_attention_layers(model), 8), Settings())[0]
         edited, target = run(ApplyProjection, model=model, basis=basis)[0], Path(folder) / "file.safetensors"
-        host = lambda: comfy.sd.save_checkpoint(str(target), edited, clip, vae)
+
+        def host():
+            return comfy.sd.save_checkpoint(str(target), edited, clip, vae)
+
         out, raw = [], {}
-        for name, save in (("checkpoint", lambda: saving.save_checkpoint(edited, clip, vae, target, False, done)), ("LoRA", lambda: saving.save_lora(edited, target, "fp16", False, done)),
-                           ("basis", lambda: save_basis(basis, target, False))):
+        for name, save in (
+            ("checkpoint", lambda: saving.save_checkpoint(edited, clip, vae, target, False, done)),
+            ("LoRA", lambda: saving.save_lora(edited, target, "fp16", False, done)),
+            ("basis", lambda: save_basis(basis, target, False)),
+        ):
             target.unlink(missing_ok=True)
             times = meters.interleaved(host, save, PAIRS, lambda which: target.unlink(missing_ok=True))
             size = target.stat().st_size
@@ -213,20 +333,42 @@ def files(_: str) -> dict:
                 target.unlink(missing_ok=True)
                 peaks.append(meters.peak(f)[1])
             raw[f"host's checkpoint and our {name} s"] = times
-            out.append([name, f"{size / 2**20:.1f}", median(times[1]), size / meters.copy_rate(), spread(times), *(f"{p:.0f}" for p in peaks)])
+            out.append(
+                [
+                    name,
+                    f"{size / 2**20:.1f}",
+                    median(times[1]),
+                    size / meters.copy_rate(),
+                    spread(times),
+                    *(f"{p:.0f}" for p in peaks),
+                ]
+            )
     return {"rows": out, **raw}
 
 
-FILES_HEADER = ["file", "MB", "seconds", "floor: copying it once", "/ the host's own checkpoint", "peak of the host's MB", "peak of ours MB"]
+FILES_HEADER = [
+    "file",
+    "MB",
+    "seconds",
+    "floor: copying it once",
+    "/ the host's own checkpoint",
+    "peak of the host's MB",
+    "peak of ours MB",
+]
 
 
 def best(functions: list, turns: int = 4) -> list[float]:
     """The shortest time of each, turn by turn: what slows the machine for a while slows all of them."""
-    return list(map(min, zip(*([meters.timed(function)[1] for function in functions] for _ in range(turns)))))
+    return list(
+        map(min, zip(*([meters.timed(function)[1] for function in functions] for _ in range(turns)), strict=True))
+    )
 
 
 def growth(_: str) -> dict:
-    """Capture time against prompts, steps and latents, memory against prompts; time of basis, edit and LoRA against layers and width."""
+    """Capture time against prompts, steps and latents, memory against prompts.
+
+    Time of basis, edit and LoRA against layers and width.
+    """
     model, clip = loaded("mini_sd")
     import torch
     from pure_pack.nodes.host import recording
@@ -238,40 +380,79 @@ def growth(_: str) -> dict:
     from pure_pack.pure_core.prompts import make_prompts
 
     base = Trajectory(10, 2, 1, 0, 1.0, 64, 64, "euler", "normal", 4)
-    prompts = lambda n: make_prompts("\n".join(f"picture number {i}" for i in range(n)), "free text", "forget", False)[0]
-    capture = lambda n, **changes: recording.capture(model, clip, prompts(n), replace(base, **changes))
-    fits, fitted = [], {
-        "prompts": ([8, 16, 24, 32, 48], lambda v: capture(v)),
-        "steps": ([1, 2, 4, 6, 8, 10], lambda v: capture(4, recorded_steps=v)),
-        "latents": ([1, 2, 3, 4, 6], lambda v: capture(4, latents=v))}
+
+    def prompts(n):
+        return make_prompts("\n".join(f"picture number {i}" for i in range(n)), "free text", "forget", False)[0]
+
+    def capture(n, **changes):
+        return recording.capture(model, clip, prompts(n), replace(base, **changes))
+
+    fits, fitted = (
+        [],
+        {
+            "prompts": ([8, 16, 24, 32, 48], lambda v: capture(v)),
+            "steps": ([1, 2, 4, 6, 8, 10], lambda v: capture(4, recorded_steps=v)),
+            "latents": ([1, 2, 3, 4, 6], lambda v: capture(4, latents=v)),
+        },
+    )
     with torch.inference_mode():
         capture(4)
         for name, (values, make) in fitted.items():
             times = best([partial(make, v) for v in values])
             a, b, error, r2 = meters.line(values, times)
-            fits.append([name, ", ".join(map(str, values)), ", ".join(f"{t:.2f}" for t in times), f"{a:.3f} + {b:.4f} n (+- {error:.4f})", f"{r2:.4f}"])
+            fits.append(
+                [
+                    name,
+                    ", ".join(map(str, values)),
+                    ", ".join(f"{t:.2f}" for t in times),
+                    f"{a:.3f} + {b:.4f} n (+- {error:.4f})",
+                    f"{r2:.4f}",
+                ]
+            )
         first = cross_attention_layers(model)[0]
         made = []
-        for label, shapes in (("layers", [(640, 2), (640, 4), (640, 8), (640, 16)]), ("width", [(160, 8), (320, 8), (640, 8), (1280, 8)])):
+        for label, shapes in (
+            ("layers", [(640, 2), (640, 4), (640, 8), (640, 16)]),
+            ("width", [(160, 8), (320, 8), (640, 8), (1280, 8)]),
+        ):
             times: dict[str, list[float]] = {"basis": [], "edited weights": [], "LoRA": []}
             for width, count in shapes:
                 layers = [Layer(f"l{i}", width, 8, first.context) for i in range(count)]
                 forget, retain = synthetic(layers, 8)
                 edits = build_basis(forget, retain, Settings())[0].layers.values()
                 weights = [torch.randn(width, first.context) for _ in layers]
-                pairs = list(zip(weights, edits))
-                work = {"basis": lambda f=forget, r=retain: build_basis(f, r, Settings()), "edited weights": lambda p=pairs: [w - weight_delta(w, b.u, b.m, "left") for w, b in p],
-                        "LoRA": lambda p=pairs: [lora_tensors("w", *lora_factors(w, b.u, b.m, "left"), "fp16") for w, b in p]}
+                pairs = list(zip(weights, edits, strict=True))
+                work = {
+                    "basis": lambda f=forget, r=retain: build_basis(f, r, Settings()),
+                    "edited weights": lambda p=pairs: [w - weight_delta(w, b.u, b.m, "left") for w, b in p],
+                    "LoRA": lambda p=pairs: [
+                        lora_tensors("w", *lora_factors(w, b.u, b.m, "left"), "fp16") for w, b in p
+                    ],
+                }
                 for what, function in work.items():
                     times[what].extend(best([function], 3))
             grown = [count if label == "layers" else width for width, count in shapes]
             for what, part in times.items():
                 _, exponent, error, _ = meters.line([math.log(v) for v in grown], [math.log(t) for t in part])
-                made.append([what, label, ", ".join(map(str, grown)), ", ".join(f"{t:.4f}" for t in part), f"{exponent:.2f} +- {error:.2f}"])
-        peaks = lambda: [meters.peak(lambda n=n: meters.kept(capture(n, recorded_steps=1))) for n in COUNTED]
+                made.append(
+                    [
+                        what,
+                        label,
+                        ", ".join(map(str, grown)),
+                        ", ".join(f"{t:.4f}" for t in part),
+                        f"{exponent:.2f} +- {error:.2f}",
+                    ]
+                )
+
+        def peaks():
+            return [meters.peak(lambda n=n: meters.kept(capture(n, recorded_steps=1))) for n in COUNTED]
+
         as_it_is = peaks()
         meters.give_back_at_once()  # from here on times would be others
-        rows = [[n, f"{high:.0f}", f"{used:.0f}", f"{kept:.2f}"] for n, (kept, high), (_, used) in zip(COUNTED, as_it_is, peaks())]
+        rows = [
+            [n, f"{high:.0f}", f"{used:.0f}", f"{kept:.2f}"]
+            for n, (kept, high), (_, used) in zip(COUNTED, as_it_is, peaks(), strict=True)
+        ]
     return {"fits": fits, "memory": rows, "basis": made}
 
 
@@ -293,10 +474,25 @@ def profile(_: str) -> list[list]:
             build_basis(forget, retain, Settings())
     events = sorted(seen.key_averages(), key=lambda e: -e.self_cpu_time_total)
     total = sum(e.self_cpu_time_total for e in events)
-    return [[e.key.removeprefix("aten::"), e.count, f"{e.self_cpu_time_total / 1e6:.3f}", f"{e.self_cpu_time_total / total:.0%}"] for e in events[:6]]
+    return [
+        [
+            e.key.removeprefix("aten::"),
+            e.count,
+            f"{e.self_cpu_time_total / 1e6:.3f}",
+            f"{e.self_cpu_time_total / total:.0%}",
+        ]
+        for e in events[:6]
+    ]
 
 
-SECTIONS = {"sampling": (sampling, tuple(SAMPLED)), "algebra": (algebra, ("sd15", "sdxl")), "growth": (growth, ("",)), "files": (files, ("",)), "profile": (profile, ("",)), "soak": (soak, ("",))}
+SECTIONS = {
+    "sampling": (sampling, tuple(SAMPLED)),
+    "algebra": (algebra, ("sd15", "sdxl")),
+    "growth": (growth, ("",)),
+    "files": (files, ("",)),
+    "profile": (profile, ("",)),
+    "soak": (soak, ("",)),
+}
 
 
 def written(section: str, results: list) -> dict[str, str]:
@@ -310,11 +506,19 @@ def written(section: str, results: list) -> dict[str, str]:
     if section == "profile":
         return {"profile": tables.markdown(["operation", "calls", "seconds", "share"], results[0])}
     if section == "soak":
-        return {"soak": tables.markdown(["", "after warming up", "at the end", "highest", "slope and its standard error"], results[0]["rows"])}
+        return {
+            "soak": tables.markdown(
+                ["", "after warming up", "at the end", "highest", "slope and its standard error"], results[0]["rows"]
+            )
+        }
     grown = results[0]
-    return {"growth of capture": tables.markdown(["against", "n", "seconds", "fit", "R^2"], grown["fits"]),
-            "memory of capture": tables.markdown(["prompts", "peak MB", "peak MB, freed pieces given back at once", "kept MB"], grown["memory"]),
-            "growth of basis": tables.markdown(["of", "against", "n", "seconds", "exponent"], grown["basis"])}
+    return {
+        "growth of capture": tables.markdown(["against", "n", "seconds", "fit", "R^2"], grown["fits"]),
+        "memory of capture": tables.markdown(
+            ["prompts", "peak MB", "peak MB, freed pieces given back at once", "kept MB"], grown["memory"]
+        ),
+        "growth of basis": tables.markdown(["of", "against", "n", "seconds", "exponent"], grown["basis"]),
+    }
 
 
 def main() -> int:
@@ -337,7 +541,15 @@ def main() -> int:
             kept = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
             record.write_text(json.dumps({**kept, section: results}, indent=1), encoding="utf-8")
     if options.write and options.only == list(SECTIONS):
-        tables.fill(DOCUMENT, {"time": f"All of it took {(time.monotonic() - started) / 60:.0f} minutes on {len(os.sched_getaffinity(0))} cores."})
+        tables.fill(
+            DOCUMENT,
+            {
+                "time": (
+                    f"All of it took {(time.monotonic() - started) / 60:.0f} minutes on "
+                    f"{len(os.sched_getaffinity(0))} cores."
+                )
+            },
+        )
     return 0
 
 

@@ -1,4 +1,5 @@
 """Results -> markdown, and tables into the places that a document keeps for them."""
+
 from __future__ import annotations
 
 import re
@@ -11,8 +12,17 @@ Shares = dict[str, Share]
 
 def markdown(header: list[str], rows: list[list]) -> str:
     """A table; floats get three digits."""
-    cell = lambda v: f"{v:.3f}" if isinstance(v, float) else str(v)
-    return "\n".join(["| " + " | ".join(header) + " |", "|" + "---|" * len(header), *("| " + " | ".join(map(cell, row)) + " |" for row in rows)])
+
+    def cell(v):
+        return f"{v:.3f}" if isinstance(v, float) else str(v)
+
+    return "\n".join(
+        [
+            "| " + " | ".join(header) + " |",
+            "|" + "---|" * len(header),
+            *("| " + " | ".join(map(cell, row)) + " |" for row in rows),
+        ]
+    )
 
 
 def pooled(results: list[Shares], group: str) -> Share | str:
@@ -22,9 +32,15 @@ def pooled(results: list[Shares], group: str) -> Share | str:
 
 
 def summary_row(label: str, results: list[Shares], groups: list[str]) -> list:
-    """A method over all targets: pooled shares, lowest other concept (mean over targets, lowest of all), mean harmonic mean."""
+    """A method over all targets: pooled shares, lowest other concept (mean over targets, lowest of all), mean harmonic
+    mean."""
     worst = [worst_other(r).value for r in results]
-    return [label, *(pooled(results, g) for g in groups), f"{mean(worst):.3f}, {min(worst):.3f}", mean([harmonic(r) for r in results])]
+    return [
+        label,
+        *(pooled(results, g) for g in groups),
+        f"{mean(worst):.3f}, {min(worst):.3f}",
+        mean([harmonic(r) for r in results]),
+    ]
 
 
 def heading(first: str, groups: list[str], *rest: str) -> list[str]:
@@ -37,7 +53,10 @@ def counted(first: str, results: list[Shares], groups: list[str], *rest: str) ->
 
 
 def fill(document: Path, tables: dict[str, str]) -> None:
-    """Puts each table between its `<!-- name -->` and `<!-- end -->` in a document; KeyError where the document has no such place."""
+    """Puts each table between its `<!-- name -->` and `<!-- end -->` in a document.
+
+    KeyError where the document has no such place.
+    """
     text = document.read_text(encoding="utf-8")
     for name, table in tables.items():
         place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -49,9 +68,11 @@ def fill(document: Path, tables: dict[str, str]) -> None:
 
 def spearman(x: list[float], y: list[float]) -> float:
     """Rank correlation; ties get their mean rank."""
+
     def ranks(values):
         return [mean([i for i, v in enumerate(sorted(values)) if v == value]) for value in values]
+
     a, b = ranks(x), ranks(y)
     ma, mb = mean(a), mean(b)
-    cov = sum((p - ma) * (q - mb) for p, q in zip(a, b))
+    cov = sum((p - ma) * (q - mb) for p, q in zip(a, b, strict=True))
     return cov / (sum((p - ma) ** 2 for p in a) * sum((q - mb) ** 2 for q in b)) ** 0.5

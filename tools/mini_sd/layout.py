@@ -2,9 +2,10 @@
 
     python -m mini_sd.layout OUT.safetensors        (in tools/)
 
-The result (340 MB in float16) loads as SD 1.5 wherever SD 1.5 loads: U-Net under model.diffusion_model., a CLIP-L text model whose last
-ten layers pass their input on, and a tiny autoencoder under first_stage_model.taesd_*.
+The result (340 MB in float16) loads as SD 1.5 wherever SD 1.5 loads: U-Net under model.diffusion_model., a CLIP-L text
+model whose last ten layers pass their input on, and a tiny autoencoder under first_stage_model.taesd_*.
 """
+
 from __future__ import annotations
 
 import os
@@ -45,7 +46,11 @@ def expand_unet(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             out[name] = torch.cat(halves)
         elif ".ff.net.2.weight" in key:
             out[name] = put((FULL, 4 * FULL), w)
-        elif key.startswith("output_blocks") and (".in_layers." in key or ".skip_connection." in key) and (w.dim() == 4 or ".in_layers.0." in key):
+        elif (
+            key.startswith("output_blocks")
+            and (".in_layers." in key or ".skip_connection." in key)
+            and (w.dim() == 4 or ".in_layers.0." in key)
+        ):
             # the input is two concatenated widths: each goes to the head of its own 320 channels
             if w.dim() == 4:
                 out[name] = torch.cat([put((FULL, FULL, *w.shape[2:]), part) for part in w.chunk(2, dim=1)], dim=1)
@@ -71,10 +76,16 @@ def expand_text(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     out[root + "embeddings.position_embedding.weight"] = put((TEXT_TOKENS, TEXT_FULL), weights["position_embedding"])
     for end in ("weight", "bias"):
         out[root + f"final_layer_norm.{end}"] = put((TEXT_FULL,), weights[f"final_layer_norm.{end}"])
-    zero = lambda *shape: torch.zeros(shape, dtype=torch.float16)
+
+    def zero(*shape):
+        return torch.zeros(shape, dtype=torch.float16)
+
     for i in range(LAYERS):
         at = f"{root}encoder.layers.{i}."
-        get = lambda name, shape: put(shape, weights[f"layers.{i}.{name}"]) if f"layers.{i}.{name}" in weights else zero(*shape)  # noqa: B023
+
+        def get(name, shape, layer=f"layers.{i}."):
+            return put(shape, weights[layer + name]) if layer + name in weights else zero(*shape)
+
         for norm in ("layer_norm1", "layer_norm2"):
             for end in ("weight", "bias"):
                 out[at + f"{norm}.{end}"] = get(f"{norm}.{end}", (TEXT_FULL,))
@@ -98,15 +109,24 @@ def expand_autoencoder(encoder: dict[str, torch.Tensor], decoder: dict[str, torc
             out[root + key] = put(shape, w)
         for block in blocks[side]:
             for conv in (0, 2, 4):
-                out.setdefault(f"{root}{block}.conv.{conv}.weight", torch.zeros(AE_FULL, AE_FULL, 3, 3, dtype=torch.float16))
+                out.setdefault(
+                    f"{root}{block}.conv.{conv}.weight", torch.zeros(AE_FULL, AE_FULL, 3, 3, dtype=torch.float16)
+                )
                 out.setdefault(f"{root}{block}.conv.{conv}.bias", torch.zeros(AE_FULL, dtype=torch.float16))
     return out
 
 
 def full_state() -> dict[str, torch.Tensor]:
     """Every tensor of the full-size checkpoint, float16."""
-    load = lambda name: load_file(WEIGHTS / f"{name}.safetensors")
-    state = {**expand_unet(load_unet_state()), **expand_text(load("text")), **expand_autoencoder(load("vae_encoder"), load("vae_decoder"))}
+
+    def load(name):
+        return load_file(WEIGHTS / f"{name}.safetensors")
+
+    state = {
+        **expand_unet(load_unet_state()),
+        **expand_text(load("text")),
+        **expand_autoencoder(load("vae_encoder"), load("vae_decoder")),
+    }
     return {k: v.contiguous() for k, v in state.items()}
 
 

@@ -4,6 +4,7 @@ Of every width of SD 1 only the first channels (whole normalisation groups, whol
 are exactly zero. Layer normalisation still counts the zeros, so laying the narrow weights into zero tensors of SD 1's
 shapes gives a checkpoint that computes the same function in any program that loads an SD 1 checkpoint.
 """
+
 from __future__ import annotations
 
 import math
@@ -43,9 +44,13 @@ def attend(q, k, v, head: int, causal: bool = False):
 class ResBlock(nn.Module):
     def __init__(self, parts: int = 1):  # parts: how many widths are concatenated in the input
         super().__init__()
-        self.in_layers = nn.Sequential(nn.GroupNorm(WIDTH // 10, WIDTH * parts, eps=1e-5), nn.SiLU(), nn.Conv2d(WIDTH * parts, WIDTH, 3, padding=1))
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(WIDTH // 10, WIDTH * parts, eps=1e-5), nn.SiLU(), nn.Conv2d(WIDTH * parts, WIDTH, 3, padding=1)
+        )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(TIME, WIDTH))
-        self.out_layers = nn.Sequential(nn.GroupNorm(WIDTH // 10, WIDTH, eps=1e-5), nn.SiLU(), nn.Identity(), nn.Conv2d(WIDTH, WIDTH, 3, padding=1))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(WIDTH // 10, WIDTH, eps=1e-5), nn.SiLU(), nn.Identity(), nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        )
         self.skip_connection = nn.Identity() if parts == 1 else nn.Conv2d(WIDTH * parts, WIDTH, 1)
         nn.init.zeros_(self.out_layers[3].weight)
 
@@ -141,13 +146,26 @@ class UNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.time_embed = nn.Sequential(nn.Linear(FULL, TIME), nn.SiLU(), nn.Linear(TIME, TIME))
-        blocks = lambda *rows: nn.ModuleList(nn.ModuleList(r) for r in rows)
-        self.input_blocks = blocks([ConvIn(4, WIDTH, 3, padding=1)], [ResBlock(), SpatialTransformer()], [Downsample()],
-                                   [ResBlock(), SpatialTransformer()])
+
+        def blocks(*rows):
+            return nn.ModuleList(nn.ModuleList(r) for r in rows)
+
+        self.input_blocks = blocks(
+            [ConvIn(4, WIDTH, 3, padding=1)],
+            [ResBlock(), SpatialTransformer()],
+            [Downsample()],
+            [ResBlock(), SpatialTransformer()],
+        )
         self.middle_block = nn.ModuleList([ResBlock(), SpatialTransformer(), ResBlock()])
-        self.output_blocks = blocks([ResBlock(2), SpatialTransformer()], [ResBlock(2), SpatialTransformer(), Upsample()],
-                                    [ResBlock(2), SpatialTransformer()], [ResBlock(2), SpatialTransformer()])
-        self.out = nn.Sequential(nn.GroupNorm(WIDTH // 10, WIDTH, eps=1e-5), nn.SiLU(), nn.Conv2d(WIDTH, 4, 3, padding=1))
+        self.output_blocks = blocks(
+            [ResBlock(2), SpatialTransformer()],
+            [ResBlock(2), SpatialTransformer(), Upsample()],
+            [ResBlock(2), SpatialTransformer()],
+            [ResBlock(2), SpatialTransformer()],
+        )
+        self.out = nn.Sequential(
+            nn.GroupNorm(WIDTH // 10, WIDTH, eps=1e-5), nn.SiLU(), nn.Conv2d(WIDTH, 4, 3, padding=1)
+        )
         nn.init.zeros_(self.out[2].weight)
 
     def forward(self, x, t, context):
@@ -206,7 +224,10 @@ class Block(nn.Module):
 
     def __init__(self):
         super().__init__()
-        conv = lambda: nn.Conv2d(AE, AE, 3, padding=1)
+
+        def conv():
+            return nn.Conv2d(AE, AE, 3, padding=1)
+
         self.conv = nn.Sequential(conv(), nn.ReLU(), conv(), nn.ReLU(), conv())
 
     def forward(self, x):
@@ -222,23 +243,65 @@ Pass = nn.Identity  # stands where the full-size autoencoder has a block that th
 
 
 def encoder() -> nn.Sequential:
-    down = lambda: nn.Conv2d(AE, AE, 3, stride=2, padding=1, bias=False)
-    return nn.Sequential(nn.Conv2d(3, AE, 3, padding=1), Block(), down(), Block(), Pass(), Pass(), down(), Block(),
-                         Block(), Pass(), down(), Block(), Block(), Pass(), nn.Conv2d(AE, 4, 3, padding=1))
+    def down():
+        return nn.Conv2d(AE, AE, 3, stride=2, padding=1, bias=False)
+
+    return nn.Sequential(
+        nn.Conv2d(3, AE, 3, padding=1),
+        Block(),
+        down(),
+        Block(),
+        Pass(),
+        Pass(),
+        down(),
+        Block(),
+        Block(),
+        Pass(),
+        down(),
+        Block(),
+        Block(),
+        Pass(),
+        nn.Conv2d(AE, 4, 3, padding=1),
+    )
 
 
 def decoder() -> nn.Sequential:
-    up = lambda: (nn.Upsample(scale_factor=2), nn.Conv2d(AE, AE, 3, padding=1, bias=False))
-    return nn.Sequential(Clamp(), nn.Conv2d(4, AE, 3, padding=1), nn.ReLU(), Block(), Block(), Block(), *up(), Block(),
-                         Block(), Pass(), *up(), Block(), Pass(), Pass(), *up(), Block(), nn.Conv2d(AE, 3, 3, padding=1))
+    def up():
+        return (nn.Upsample(scale_factor=2), nn.Conv2d(AE, AE, 3, padding=1, bias=False))
+
+    return nn.Sequential(
+        Clamp(),
+        nn.Conv2d(4, AE, 3, padding=1),
+        nn.ReLU(),
+        Block(),
+        Block(),
+        Block(),
+        *up(),
+        Block(),
+        Block(),
+        Pass(),
+        *up(),
+        Block(),
+        Pass(),
+        Pass(),
+        *up(),
+        Block(),
+        nn.Conv2d(AE, 3, 3, padding=1),
+    )
 
 
 def picture_trunk() -> nn.Sequential:
     """(B, 3, 64, 64) -> (B, 128): what both judges see a picture with."""
     layers, c = [], 3
     for w in (16, 32, 64, 96):
-        layers += [nn.Conv2d(c, w, 3, stride=2, padding=1), nn.BatchNorm2d(w), nn.ReLU(),
-                   nn.Conv2d(w, w, 3, padding=1), nn.BatchNorm2d(w), nn.ReLU()]
+        layers += [
+            nn.Conv2d(c, w, 3, stride=2, padding=1),
+            nn.BatchNorm2d(w),
+            nn.ReLU(),
+            nn.Conv2d(w, w, 3, padding=1),
+            nn.BatchNorm2d(w),
+            nn.ReLU(),
+        ]
         c = w
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(c * 16, 128), nn.ReLU())
 

@@ -1,4 +1,5 @@
 """Draws batches of scenes of the toy world with signed distance functions, on any torch device."""
+
 from __future__ import annotations
 
 import math
@@ -23,8 +24,17 @@ def encode(scenes: list[Scene]) -> torch.Tensor:
             rows.append([0, *ground, 0, 0, 0, SHAPE_IDS.index(shape), COLOR_IDS.index(color)])
         else:
             c = s.creature
-            rows.append([1, *ground, TOP_IDS.index(c.topper), MARK_IDS.index(c.mark), EYE_IDS.index(c.eyes),
-                         SHAPE_IDS.index(c.shape), COLOR_IDS.index(c.color)])
+            rows.append(
+                [
+                    1,
+                    *ground,
+                    TOP_IDS.index(c.topper),
+                    MARK_IDS.index(c.mark),
+                    EYE_IDS.index(c.eyes),
+                    SHAPE_IDS.index(c.shape),
+                    COLOR_IDS.index(c.color),
+                ]
+            )
     return torch.tensor(rows, dtype=torch.int16)
 
 
@@ -32,12 +42,20 @@ def render(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """(B, 3, SIZE, SIZE) in 0..1 from encoded scenes (B, 8); pose and shade vary with the generator."""
     rows = rows.long()
     device, b = rows.device, rows.shape[0]
-    rand = lambda lo, hi: (torch.rand(b, 1, 1, device=device, generator=generator) * (hi - lo) + lo)
+
+    def rand(lo, hi):
+        return torch.rand(b, 1, 1, device=device, generator=generator) * (hi - lo) + lo
+
     grid = (torch.arange(SIZE, device=device) + 0.5) / SIZE * 2 - 1
     gx, gy = grid.view(1, 1, -1).expand(b, SIZE, SIZE), -grid.view(1, -1, 1).expand(b, SIZE, SIZE)
     alive, ground, style, topper, mark, eyes, shape, color = rows.unbind(1)
-    is_ = lambda t, name, ids: (t == ids.index(name)).view(-1, 1, 1)
-    rgb = lambda *v: torch.tensor(v, device=device)
+
+    def is_(t, name, ids):
+        return (t == ids.index(name)).view(-1, 1, 1)
+
+    def rgb(*v):
+        return torch.tensor(v, device=device)
+
     dark, white = rgb(0.08, 0.06, 0.08), rgb(0.98, 0.98, 0.96)
     creature = (alive == 1).view(-1, 1, 1)
     image = _background(ground, gx, gy, rand)
@@ -54,7 +72,9 @@ def render(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     tilt = rand(-0.06, 0.06)
     dx, dy = gx - cx, gy - cy
     x, y = (dx * torch.cos(tilt) + dy * torch.sin(tilt)) / size, (-dx * torch.sin(tilt) + dy * torch.cos(tilt)) / size
-    shade = (torch.tensor([COLORS[c][0] for c in COLOR_IDS], device=device)[color] * (0.94 + 0.10 * rand(0, 1).view(-1, 1))).clamp(0, 1)
+    shade = (
+        torch.tensor([COLORS[c][0] for c in COLOR_IDS], device=device)[color] * (0.94 + 0.10 * rand(0, 1).view(-1, 1))
+    ).clamp(0, 1)
 
     ears = torch.minimum(_tri(x - 0.52, y - 0.70, 0.30, 0.80), _tri(x + 0.52, y - 0.70, 0.30, 0.80)) * size
     has = creature & is_(topper, "ears", TOP_IDS)
@@ -82,7 +102,10 @@ def render(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     has = creature & is_(eyes, "one", EYE_IDS)
     paint((middle - 0.36) * size, white, has)
     paint((middle - 0.20) * size, dark, has)
-    spikes = torch.minimum(torch.minimum(_tri(x, y - 0.86, 0.20, 0.60), _tri(x - 0.40, y - 0.86, 0.20, 0.50)), _tri(x + 0.40, y - 0.86, 0.20, 0.50))
+    spikes = torch.minimum(
+        torch.minimum(_tri(x, y - 0.86, 0.20, 0.60), _tri(x - 0.40, y - 0.86, 0.20, 0.50)),
+        _tri(x + 0.40, y - 0.86, 0.20, 0.50),
+    )
     crown = torch.minimum(_box(x, y - 0.88, 0.60, 0.16), spikes) * size
     has = creature & is_(topper, "crown", TOP_IDS)
     paint(crown - 0.035, dark, has)
@@ -137,7 +160,11 @@ def _background(ids, gx, gy, rand):
     grounds = {
         "plain": mix((0.96, 0.96, 0.94), (0.92, 0.92, 0.94)),
         "night": mix((0.16, 0.14, 0.44), (0.03, 0.03, 0.14)),
-        "grass": torch.where((gy < hill).unsqueeze(1), mix((0.34, 0.64, 0.22), (0.50, 0.78, 0.30)), mix((0.75, 0.88, 0.98), (0.55, 0.75, 0.96))),
+        "grass": torch.where(
+            (gy < hill).unsqueeze(1),
+            mix((0.34, 0.64, 0.22), (0.50, 0.78, 0.30)),
+            mix((0.75, 0.88, 0.98), (0.55, 0.75, 0.96)),
+        ),
         "sunset": mix((0.98, 0.66, 0.30), (0.46, 0.22, 0.52)),
     }
     image = torch.empty_like(grounds["plain"])

@@ -1,4 +1,5 @@
 """Draws pictures with the narrow model, and tells with the judge what they show."""
+
 from __future__ import annotations
 
 import json
@@ -8,18 +9,42 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from .narrow import FULL, TEXT, TEXT_TOKENS, WEIGHTS, WIDTH, AttributeJudge, Judge, TextEncoder, UNet, decoder, encoder, load_unet_state, load_weights
+from .narrow import (
+    FULL,
+    TEXT,
+    TEXT_TOKENS,
+    WEIGHTS,
+    WIDTH,
+    AttributeJudge,
+    Judge,
+    TextEncoder,
+    UNet,
+    decoder,
+    encoder,
+    load_unet_state,
+    load_weights,
+)
 from .world import BACKGROUNDS, CHARACTERS, COLORS, EYES, MARKS, SHAPES, STYLES, TOPPERS
 
 HERE = Path(__file__).parent
 BOS, EOS = 49406, 49407
 CHANNELS, SIDE = 4, 8
-ATTRIBUTES = {"kind": ("shapes", "creature"), "topper": tuple(TOPPERS), "mark": tuple(MARKS), "eyes": tuple(EYES), "shape": tuple(SHAPES), "color": tuple(COLORS)}
+ATTRIBUTES = {
+    "kind": ("shapes", "creature"),
+    "topper": tuple(TOPPERS),
+    "mark": tuple(MARKS),
+    "eyes": tuple(EYES),
+    "shape": tuple(SHAPES),
+    "color": tuple(COLORS),
+}
 
 
 @cache
 def word_ids() -> dict[str, list[int]]:
-    """CLIP BPE ids of every word that a caption can hold; word by word they concatenate to the tokenizer's own output."""
+    """CLIP BPE ids of every word that a caption can hold.
+
+    Word by word they concatenate to the tokenizer's own output.
+    """
     return json.loads((HERE / "tokens.json").read_text())
 
 
@@ -56,7 +81,8 @@ def encode_text(texts: list[str]) -> torch.Tensor:
 
 
 def leading(weight: torch.Tensor) -> torch.Tensor:
-    """The block of a laid-out U-Net's key, value (FULL, text width) or output (FULL, FULL) weight that is not zero, which is the narrow U-Net's weight."""
+    """The block of a laid-out U-Net's key, value (FULL, text width) or output (FULL, FULL) weight that is not zero,
+    which is the narrow U-Net's weight."""
     if weight.shape[0] != FULL:
         raise ValueError(f"{tuple(weight.shape)} is not a cross-attention weight of the laid-out U-Net.")
     return weight[:WIDTH, : WIDTH if weight.shape[1] == FULL else TEXT].contiguous()
@@ -85,7 +111,10 @@ def judge() -> Judge:
 
 @cache
 def attribute_judge() -> AttributeJudge:
-    return load_weights(AttributeJudge({name: len(values) for name, values in ATTRIBUTES.items()}), load_file(WEIGHTS / "attributes.safetensors"))
+    return load_weights(
+        AttributeJudge({name: len(values) for name, values in ATTRIBUTES.items()}),
+        load_file(WEIGHTS / "attributes.safetensors"),
+    )
 
 
 def noise(seeds: list[int]) -> torch.Tensor:
@@ -100,15 +129,32 @@ def sigmas() -> torch.Tensor:
     return ((1 - kept) / kept).sqrt().float()
 
 
-def draw(net: UNet, texts: list[str], seeds: list[int], steps: int = 15, cfg: float = 4.0, batch: int = 64, negative: str = "") -> torch.Tensor:
-    """(B, 3, 64, 64) pictures in 0..1: what the host draws with sampler `euler`, scheduler `normal` and each seed at batch size one."""
+def draw(
+    net: UNet,
+    texts: list[str],
+    seeds: list[int],
+    steps: int = 15,
+    cfg: float = 4.0,
+    batch: int = 64,
+    negative: str = "",
+) -> torch.Tensor:
+    """(B, 3, 64, 64) pictures in 0..1: what the host draws with sampler `euler`, scheduler `normal` and each seed at
+    batch size one."""
     distinct = sorted({*texts, negative})
-    embedded = dict(zip(distinct, encode_text(distinct)))
+    embedded = dict(zip(distinct, encode_text(distinct), strict=True))
     return draw_embedded(net, torch.stack([embedded[t] for t in texts]), embedded[negative], seeds, steps, cfg, batch)
 
 
 @torch.inference_mode()
-def draw_embedded(net: UNet, contexts: torch.Tensor, free: torch.Tensor, seeds: list[int], steps: int, cfg: float = 4.0, batch: int = 64) -> torch.Tensor:
+def draw_embedded(
+    net: UNet,
+    contexts: torch.Tensor,
+    free: torch.Tensor,
+    seeds: list[int],
+    steps: int,
+    cfg: float = 4.0,
+    batch: int = 64,
+) -> torch.Tensor:
     """The same from embeddings: contexts (B, 77, TEXT) of the prompts and (77, TEXT) of the negative prompt."""
     logs = sigmas().log()
     times = torch.linspace(999, 0, steps)
@@ -119,8 +165,10 @@ def draw_embedded(net: UNet, contexts: torch.Tensor, free: torch.Tensor, seeds: 
         part = contexts[start : start + batch]
         context = torch.cat([part, free.expand_as(part)])
         x = noise(seeds[start : start + batch]) * (1 + levels[0] ** 2) ** 0.5
-        for now, then in zip(levels, [*levels[1:], 0.0]):
-            step = (torch.tensor(now).log() - logs).abs().argmin().expand(2 * len(part))  # the host asks for whole training steps
+        for now, then in zip(levels, [*levels[1:], 0.0], strict=True):
+            step = (
+                (torch.tensor(now).log() - logs).abs().argmin().expand(2 * len(part))
+            )  # the host asks for whole training steps
             scaled = x / (now**2 + 1) ** 0.5
             cond, uncond = net(torch.cat([scaled, scaled]), step, context).chunk(2)
             x = x + (uncond + cfg * (cond - uncond)) * (then - now)
@@ -138,6 +186,9 @@ def look(pictures: torch.Tensor) -> list[dict[str, str | None]]:
 
 @torch.inference_mode()
 def examine(pictures: torch.Tensor) -> list[dict[str, str]]:
-    """What the other judge sees in (B, 3, 64, 64) pictures in 0..1: the value of each of ATTRIBUTES; parts only mean something of a creature."""
+    """What the other judge sees in (B, 3, 64, 64) pictures in 0..1: the value of each of ATTRIBUTES.
+
+    Parts only mean something of a creature.
+    """
     seen = {k: v.argmax(1).tolist() for k, v in attribute_judge()(pictures).items()}
     return [{k: values[seen[k][i]] for k, values in ATTRIBUTES.items()} for i in range(len(pictures))]

@@ -1,9 +1,11 @@
 """Trains the miniature checkpoint: autoencoder, judge, then text encoder and U-Net.
 
-    python -m mini_sd.train --vae-seconds 1500 --judge-seconds 180 --seconds 3600 --count 24000 --batch 64 --vae-batch 8 --workers 2 --out DIR
+    python -m mini_sd.train --vae-seconds 1500 --judge-seconds 180 --seconds 3600 --count 24000 --batch 64 --vae-batch 8
+    --workers 2 --out DIR
 
 (about 90 minutes on two CPU cores, which is how the weights beside this file were made; a GPU needs minutes)
 """
+
 from __future__ import annotations
 
 import argparse
@@ -39,16 +41,30 @@ def make_part(args):
     dense, rng = dense_index(), random.Random(seed)
     scenes = [sample_scene(rng) for _ in range(count)]
     names = list(CHARACTERS)
-    labels = torch.tensor([[names.index(s.character) if s.character else len(names), list(STYLES).index(s.style),
-                            list(BACKGROUNDS).index(s.background)] for s in scenes], dtype=torch.int16)
-    text = torch.tensor([[text_row(caption(s, rng), dense) for _ in range(CAPTIONS)] for s in scenes], dtype=torch.int16)
+    labels = torch.tensor(
+        [
+            [
+                names.index(s.character) if s.character else len(names),
+                list(STYLES).index(s.style),
+                list(BACKGROUNDS).index(s.background),
+            ]
+            for s in scenes
+        ],
+        dtype=torch.int16,
+    )
+    text = torch.tensor(
+        [[text_row(caption(s, rng), dense) for _ in range(CAPTIONS)] for s in scenes], dtype=torch.int16
+    )
     return encode(scenes), labels, text
 
 
 def make_scenes(count: int, workers: int):
     part = max(1, count // (workers * 4))
     with ProcessPoolExecutor(workers) as pool:
-        return [torch.cat(t) for t in zip(*pool.map(make_part, [(i, part) for i in range(max(1, count // part))]))]
+        return [
+            torch.cat(t)
+            for t in zip(*pool.map(make_part, [(i, part) for i in range(max(1, count // part))]), strict=True)
+        ]
 
 
 def make_data(scenes, device):
@@ -85,20 +101,30 @@ def run_for(seconds: float, optimizer, peak: float, step, label: str):
 
 
 def train_autoencoder(images, seconds, batch, device):
-    enc, dec = encoder().to(device).to(memory_format=torch.channels_last), decoder().to(device).to(memory_format=torch.channels_last)
+    enc, dec = (
+        encoder().to(device).to(memory_format=torch.channels_last),
+        decoder().to(device).to(memory_format=torch.channels_last),
+    )
     params = [*enc.parameters(), *dec.parameters()]
     opt = torch.optim.AdamW(params, lr=1e-3, weight_decay=0.0, fused=device.type == "cuda")
     penc, pdec = (torch.compile(enc), torch.compile(dec)) if device.type == "cuda" else (enc, dec)
 
     def step(i):
-        x = images[torch.randint(len(images), (batch,), device=device)].float().div(255).contiguous(memory_format=torch.channels_last)
+        x = (
+            images[torch.randint(len(images), (batch,), device=device)]
+            .float()
+            .div(255)
+            .contiguous(memory_format=torch.channels_last)
+        )
         with amp(device):
             z = penc(x)
             noisy = z + torch.randn_like(z) * 0.08
             y = pdec(noisy).float()
         z = z.float()
         mean, var = z.mean((0, 2, 3)), z.var((0, 2, 3))
-        edges = (y[..., 1:] - y[..., :-1] - x[..., 1:] + x[..., :-1]).abs().mean() + (y[..., 1:, :] - y[..., :-1, :] - x[..., 1:, :] + x[..., :-1, :]).abs().mean()
+        edges = (y[..., 1:] - y[..., :-1] - x[..., 1:] + x[..., :-1]).abs().mean() + (
+            y[..., 1:, :] - y[..., :-1, :] - x[..., 1:, :] + x[..., :-1, :]
+        ).abs().mean()
         fit = (y - x).abs().mean() + 2 * ((y - x) ** 2).mean()
         loss = fit + 0.5 * edges + 0.02 * (mean**2 + (var - 1) ** 2).mean() + 0.02 * F.relu(z.abs() - 4).mean()
         opt.zero_grad(set_to_none=True)
@@ -116,7 +142,9 @@ def to_latents(enc, images, device):
     out = torch.empty(len(images), 4, SIZE // 8, SIZE // 8, device=device)
     for i in range(0, len(images), 1024):
         with amp(device):
-            out[i : i + 1024] = enc(images[i : i + 1024].float().div(255).contiguous(memory_format=torch.channels_last)).float()
+            out[i : i + 1024] = enc(
+                images[i : i + 1024].float().div(255).contiguous(memory_format=torch.channels_last)
+            ).float()
     return out
 
 
@@ -132,15 +160,30 @@ def train_judge(images, labels, enc, dec, seconds, batch, device):
         with torch.no_grad(), amp(device):  # half of them as the autoencoder redraws them, slightly blurred by noise
             half = batch // 2
             z = enc(x[:half])
-            x = torch.cat([dec(z + torch.randn_like(z) * 0.25 * torch.rand(half, 1, 1, 1, device=device)).float().clamp(0, 1), x[half:]])
+            x = torch.cat(
+                [
+                    dec(z + torch.randn_like(z) * 0.25 * torch.rand(half, 1, 1, 1, device=device)).float().clamp(0, 1),
+                    x[half:],
+                ]
+            )
         x = (x + torch.randn_like(x) * 0.03).clamp(0, 1)
         with amp(device):
             got = judge(x)
-        loss = sum(F.cross_entropy(got[k].float(), want[:, j], label_smoothing=0.05) for j, k in enumerate(("character", "style", "background")))
+        loss = sum(
+            F.cross_entropy(got[k].float(), want[:, j], label_smoothing=0.05)
+            for j, k in enumerate(("character", "style", "background"))
+        )
         opt.zero_grad(set_to_none=True)
         loss.backward()
         opt.step()
-        correct = [round((got[k].argmax(1) == want[:, j]).float().mean().item(), 4) for j, k in enumerate(("character", "style", "background"))] if i % 50 == 0 else correct
+        correct = (
+            [
+                round((got[k].argmax(1) == want[:, j]).float().mean().item(), 4)
+                for j, k in enumerate(("character", "style", "background"))
+            ]
+            if i % 50 == 0
+            else correct
+        )
         return lambda: f"loss {loss:.3f} accuracy {correct}"
 
     run_for(seconds, opt, 2e-3, step, "judge")
@@ -179,7 +222,7 @@ def train_generator(latents, text, seconds, batch, device, peak):
 
     run_for(seconds, opt, peak, step, "generator")
     with torch.no_grad():
-        for p, a in zip(params, average):
+        for p, a in zip(params, average, strict=True):
             p.copy_(a)
     return unet.eval(), encode_text.eval()
 
@@ -200,7 +243,10 @@ def main():
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
     a.out.mkdir(parents=True, exist_ok=True)
-    half = lambda m: {k: v.detach().half().cpu().contiguous() for k, v in m.state_dict().items()}
+
+    def half(m):
+        return {k: v.detach().half().cpu().contiguous() for k, v in m.state_dict().items()}
+
     scenes = make_scenes(a.count, a.workers)  # before the GPU is touched: it forks
     images, labels, text = make_data(scenes, device)
     enc, dec = train_autoencoder(images, a.vae_seconds, a.vae_batch, device)
@@ -215,7 +261,10 @@ def main():
     first = {k: v for k, v in weights.items() if not k.startswith("output_blocks")}
     save_file(first, a.out / "unet_1.safetensors")
     save_file({k: v for k, v in weights.items() if k not in first}, a.out / "unet_2.safetensors")
-    save_file({**half(encode_text), "token_ids": torch.tensor(list(dense_index()), dtype=torch.int32)}, a.out / "text.safetensors")
+    save_file(
+        {**half(encode_text), "token_ids": torch.tensor(list(dense_index()), dtype=torch.int32)},
+        a.out / "text.safetensors",
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Trains the judge of attributes, which tells colour, shape and parts apart where the other judge knows whole characters only.
+"""Trains the judge of attributes, which tells colour, shape and parts apart where the other judge knows whole
+characters only.
 
-    python -m mini_sd.train_attributes [--steps 3000] [--out DIR]        (in tools/; under an hour on two busy CPU cores)
+    python -m mini_sd.train_attributes [--steps 3000] [--out DIR]        (in tools/; under an hour on two busy CPU
+    cores)
 
-It sees drawings of this world, half of them as the autoencoder redraws them. Colour is not asked for under the styles that
-have none (mono, sepia).
+It sees drawings of this world, half of them as the autoencoder redraws them. Colour is not asked for under the styles
+that have none (mono, sepia).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -26,13 +29,24 @@ COLORLESS = ("mono", "sepia")
 
 
 def scenes(rng: random.Random, count: int) -> torch.Tensor:
-    """Encoded scenes with every attribute drawn evenly: two creatures in three, one plain shape in three, half without a style."""
+    """Encoded scenes with every attribute drawn evenly.
+
+    Two creatures in three, one plain shape in three, half without a style.
+    """
     pick, out = rng.choice, []
     for _ in range(count):
         look = (pick(list(SHAPES)), pick(list(COLORS)))
         ground, style = pick(list(BACKGROUNDS)), "none" if rng.random() < 0.5 else pick(list(STYLES))
         if rng.random() < 2 / 3:
-            out.append(Scene("creature", None, Creature(*look, pick(list(TOPPERS)), pick(list(MARKS)), pick(list(EYES))), background=ground, style=style))
+            out.append(
+                Scene(
+                    "creature",
+                    None,
+                    Creature(*look, pick(list(TOPPERS)), pick(list(MARKS)), pick(list(EYES))),
+                    background=ground,
+                    style=style,
+                )
+            )
         else:
             out.append(Scene("shapes", None, None, [look], ground, style))
     return encode(out)
@@ -44,7 +58,13 @@ def loss_of(judge: AttributeJudge, pictures: torch.Tensor, rows: torch.Tensor) -
     creature = rows[:, 0] == 1
     colored = ~torch.isin(rows[:, 2], torch.tensor([STYLE_IDS.index(s) for s in COLORLESS]))
     for name, column in COLUMNS.items():
-        asked = creature if name in ("topper", "mark", "eyes") else colored if name == "color" else torch.ones_like(creature)
+        asked = (
+            creature
+            if name in ("topper", "mark", "eyes")
+            else colored
+            if name == "color"
+            else torch.ones_like(creature)
+        )
         total = total + F.cross_entropy(got[name][asked], rows[asked, column].long(), label_smoothing=0.02)
     return total
 
@@ -66,7 +86,9 @@ def main() -> None:
         pictures = render(rows, generator)
         with torch.no_grad():
             z = encoder(pictures[:64])
-            redrawn = decoder(z + torch.randn(z.shape, generator=generator) * 0.25 * torch.rand(64, 1, 1, 1, generator=generator)).clamp(0, 1)
+            redrawn = decoder(
+                z + torch.randn(z.shape, generator=generator) * 0.25 * torch.rand(64, 1, 1, 1, generator=generator)
+            ).clamp(0, 1)
             pictures = torch.cat([redrawn, pictures[64:]])
             pictures = (pictures + torch.randn(pictures.shape, generator=generator) * 0.03).clamp(0, 1)
         loss = loss_of(judge, pictures, rows)
@@ -75,7 +97,13 @@ def main() -> None:
         optimizer.step()
         if step % 200 == 0 or step == options.steps - 1:
             print(f"{step} loss {loss:.3f}", flush=True)
-    save_file({k: v.detach().half().contiguous() if v.is_floating_point() else v.contiguous() for k, v in judge.eval().state_dict().items()}, options.out / "attributes.safetensors")
+    save_file(
+        {
+            k: v.detach().half().contiguous() if v.is_floating_point() else v.contiguous()
+            for k, v in judge.eval().state_dict().items()
+        },
+        options.out / "attributes.safetensors",
+    )
 
 
 if __name__ == "__main__":

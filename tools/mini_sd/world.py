@@ -3,6 +3,7 @@
 A scene is one named character, one unnamed creature, or one or two plain shapes, on a background, in a style.
 Every named concept (a character, a style) can be captioned by its name or by a description that never names it.
 """
+
 from __future__ import annotations
 
 import random
@@ -100,8 +101,11 @@ def sample_scene(rng: random.Random) -> Scene:
         return Scene("character", name, CHARACTERS[name], background=background, style=style)
     if roll < 0.78:
         creature = Creature(
-            rng.choice(list(SHAPES)), rng.choice(list(COLORS)),
-            rng.choice(list(TOPPERS)), rng.choice(list(MARKS)), rng.choice(list(EYES)),
+            rng.choice(list(SHAPES)),
+            rng.choice(list(COLORS)),
+            rng.choice(list(TOPPERS)),
+            rng.choice(list(MARKS)),
+            rng.choice(list(EYES)),
         )
         twin = next((n for n, c in CHARACTERS.items() if c == creature), None)
         return Scene("character" if twin else "creature", twin, creature, background=background, style=style)
@@ -117,7 +121,9 @@ def describe(creature: Creature, rng: random.Random) -> str:
     adjectives = [color, shape] if rng.random() < 0.5 else [shape, color]
     if rng.random() < 0.3:
         adjectives.insert(0, rng.choice(("little", "cute", "funny")))
-    parts = [rng.choice(t[k]) for t, k in ((TOPPERS, creature.topper), (MARKS, creature.mark), (EYES, creature.eyes)) if t[k]]
+    parts = [
+        rng.choice(t[k]) for t, k in ((TOPPERS, creature.topper), (MARKS, creature.mark), (EYES, creature.eyes)) if t[k]
+    ]
     rng.shuffle(parts)
     text = _article(" ".join([*adjectives, noun]))
     if parts:
