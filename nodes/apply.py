@@ -28,7 +28,7 @@ class ApplyProjection(io.ComfyNode):
                         "not."
                     ),
                 ),
-                sockets.Basis.Input("basis", tooltip="From PURE Build Basis."),
+                sockets.wire(sockets.Basis, "basis", "From PURE Build Basis or PURE Load Basis."),
                 io.Float.Input(
                     "strength",
                     default=1.0,
@@ -69,7 +69,7 @@ class ApplyProjection(io.ComfyNode):
                         "layers",
                         options=list(patches.PLACES),
                         default="all",
-                        tooltip="Which part of the U-Net is edited.",
+                        tooltip="Which third of the MODEL's attention layers is edited, from the first to the last.",
                     )
                 ),
             ],
@@ -87,11 +87,12 @@ class ApplyProjection(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, basis, strength, where, iterations, layers) -> io.NodeOutput:
+    def execute(cls, model, strength, where, iterations, layers, basis=None) -> io.NodeOutput:
+        sockets.connected(cls, basis=basis)
         edited, chosen, warnings = patches.apply_basis(model, basis, strength, where, iterations, layers)
-        ranks = [basis.layers[layer.name].rank for layer in chosen]
+        ranks = [basis.sites[site.name].rank for site in chosen]
         done = (
-            f"Projected {where} of {len(chosen)} of {len(basis.layers)} cross-attention layers, ranks {min(ranks)} "
+            f"Projected {where} of {len(chosen)} of {len(basis.sites)} attention layers, ranks {min(ranks)} "
             f"to {max(ranks)}, strength {strength:g}, iterations {iterations}."
         )
         if strength == 0:

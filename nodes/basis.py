@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..pure_core.build import CENTERINGS, RULES, STRUCTURES, Settings, build_basis, describe_basis, find_faults
+from ..pure_core.basis import CENTERINGS, RULE_NAMES, STRUCTURES, TENSORS, Settings
+from ..pure_core.build import build_basis, describe_basis, find_faults
 from ..pure_core.charts import basis_chart
+from ..pure_core.errors import PureError
 from ..pure_core.files import load_basis, save_basis
+from ..pure_core.neighbours import closest_kept
 from . import sockets
-from .host import reporting, saving
+from .host import paths, reporting
 
 DEFAULTS = Settings()
 
@@ -25,20 +28,21 @@ class BuildBasis(io.ComfyNode):
                 "Finds the directions of the forget capture that are to go, spared where the retain capture needs them."
             ),
             inputs=[
-                sockets.Activations.Input(
-                    "forget", tooltip="Capture of what to erase; all its concepts form one joint basis."
+                sockets.wire(
+                    sockets.Activations, "forget", "Capture of what to erase; all its concepts form one joint basis."
                 ),
-                sockets.Activations.Input(
+                sockets.wire(
+                    sockets.Activations,
                     "retain",
-                    optional=True,
-                    tooltip=(
+                    (
                         "Capture of what to keep. Without one, everything that the forget prompts share with the "
                         "rest goes too."
                     ),
+                    optional=True,
                 ),
                 io.Combo.Input(
                     "rule",
-                    options=list(RULES),
+                    options=list(RULE_NAMES),
                     default=DEFAULTS.rule,
                     tooltip=(
                         "contrast: ours, least squares between erasing the forget rows and keeping the retain rows. "
@@ -129,11 +133,22 @@ class BuildBasis(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, forget, rule, forget_energy, retain_energy, retain_weight, centering, structure, max_rank, retain=None
+        cls,
+        rule,
+        forget_energy,
+        retain_energy,
+        retain_weight,
+        centering,
+        structure,
+        max_rank,
+        forget=None,
+        retain=None,
     ) -> io.NodeOutput:
+        sockets.connected(cls, forget=forget)
         settings = Settings(rule, forget_energy, retain_energy, retain_weight, centering, structure, max_rank)
         basis, warnings = build_basis(forget, retain, settings, reporting.Progress(None, len(forget.moments)).step)
-        chart, text = basis_chart(basis), describe_basis(basis, warnings)
+        closest = closest_kept(forget, retain) if retain else []
+        chart, text = basis_chart(basis), describe_basis(basis, warnings, closest)
         return io.NodeOutput(basis, chart, text, ui=reporting.report(text, warnings, chart, cls))
 
 
@@ -150,7 +165,7 @@ class SaveBasis(io.ComfyNode):
                 "a fine-tune of it."
             ),
             inputs=[
-                sockets.Basis.Input("basis", tooltip="From PURE Build Basis."),
+                sockets.wire(sockets.Basis, "basis", "From PURE Build Basis or PURE Load Basis."),
                 io.String.Input(
                     "filename_prefix",
                     default="pure/basis",
@@ -166,12 +181,11 @@ class SaveBasis(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, basis, filename_prefix, embed_recipe) -> io.NodeOutput:
-        target = saving.new_path(filename_prefix)
-        saving.check_room(
-            target, sum(t.nbytes for layer in basis.layers.values() for t in (layer.u, layer.m, layer.v_f, layer.v_r))
-        )
-        save_basis(basis, target, saving.embeds(embed_recipe))
+    def execute(cls, filename_prefix, embed_recipe, basis=None) -> io.NodeOutput:
+        sockets.connected(cls, basis=basis)
+        target = paths.new_path(filename_prefix)
+        paths.check_room(target, sum(getattr(edit, t).nbytes for edit in basis.sites.values() for t in TENSORS))
+        target = save_basis(basis, target, paths.embeds(embed_recipe))
         text = f"Saved {target.name}, {target.stat().st_size / 2**20:.1f} MB."
         return io.NodeOutput(str(target), ui=reporting.report(text))
 
@@ -186,7 +200,7 @@ class LoadBasis(io.ComfyNode):
             **sockets.found_as("load erasure"),
             description="Loads a saved basis and checks all of it.",
             inputs=[
-                io.Combo.Input("name", options=saving.saved_bases(), tooltip="A file of models/pure or output/pure.")
+                io.Combo.Input("name", options=paths.saved_bases(), tooltip="A file of models/pure or output/pure.")
             ],
             outputs=[
                 sockets.Basis.Output(display_name="basis", tooltip="For PURE Apply Projection."),
@@ -197,12 +211,15 @@ class LoadBasis(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name):
-        stat = saving.basis_path(name).stat()
+        try:
+            stat = paths.basis_path(name).stat()
+        except (OSError, PureError) as error:  # execute says it in words
+            return str(error)
         return f"{stat.st_mtime_ns} {stat.st_size}"
 
     @classmethod
     def execute(cls, name) -> io.NodeOutput:
-        basis = load_basis(saving.basis_path(name))
+        basis = load_basis(paths.basis_path(name), reporting.check_cancelled)
         warnings = find_faults(basis)
         text = describe_basis(basis, warnings)
         return io.NodeOutput(basis, text, ui=reporting.report(text, warnings))

@@ -26,7 +26,7 @@ class CaptureActivations(io.ComfyNode):
                     "model", tooltip="The MODEL to erase from. LoRAs already on it are part of what is recorded."
                 ),
                 io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint; each prompt is encoded once."),
-                sockets.Prompts.Input("prompts", tooltip="From PURE Concept Prompts."),
+                sockets.wire(sockets.Prompts, "prompts", "From PURE Concept Prompts."),
                 io.Int.Input(
                     "steps",
                     default=10,
@@ -136,7 +136,6 @@ class CaptureActivations(io.ComfyNode):
         cls,
         model,
         clip,
-        prompts,
         steps,
         recorded_steps,
         latents,
@@ -147,17 +146,20 @@ class CaptureActivations(io.ComfyNode):
         sampler_name,
         scheduler,
         batch_size,
+        prompts=None,
     ) -> io.NodeOutput:
+        sockets.connected(cls, prompts=prompts)
         trajectory = sampling.Trajectory(
             steps, recorded_steps, latents, seed, cfg, width, height, sampler_name, scheduler, batch_size
         )
-        cost = f"{trajectory.evaluations(len(prompts.pairs))} U-Net evaluations"
-        what = f"{len(prompts.pairs)} {prompts.role} prompts x {latents} latents x {recorded_steps} steps"
+        cost = f"{trajectory.evaluations(len(prompts.pairs))} evaluations of the MODEL"
+        role = "forget" if prompts.role == "forget" else "keep"
+        what = f"{len(prompts.pairs)} prompts to {role} x {latents} latents x {recorded_steps} steps"
         reporting.show(f"Capturing {what}: {cost}\n{reporting.shortened(prompts.concepts)}", cls.hidden.unique_id)
         activations = recording.capture(model, clip, prompts, trajectory)
         report = (
-            f"Captured {what}: {activations.count} rows in each of {len(activations.moments)} cross-attention "
-            f"layers, {cost}.\nConcepts: {', '.join(prompts.concepts)}"
+            f"Captured {what}: {activations.count} rows in each of {len(activations.moments)} attention layers, "
+            f"{cost}.\nConcepts: {', '.join(prompts.concepts)}"
         )
         return io.NodeOutput(activations, report, ui=reporting.report(report))
 
@@ -172,15 +174,17 @@ class MergeActivations(io.ComfyNode):
             **sockets.found_as("join activations", "several concepts"),
             description="Joins two captures of the same role, as if all their prompts had been captured at once.",
             inputs=[
-                sockets.Activations.Input("activations_a", tooltip="A capture."),
-                sockets.Activations.Input(
+                sockets.wire(sockets.Activations, "activations_a", "A capture."),
+                sockets.wire(
+                    sockets.Activations,
                     "activations_b",
-                    tooltip="Another one: same MODEL, role, steps, latents, seed, sampler, cfg and size.",
+                    "Another one: same MODEL, role, steps, latents, seed, sampler, cfg and size.",
                 ),
             ],
             outputs=[sockets.Activations.Output(display_name="activations", tooltip="Both together.")],
         )
 
     @classmethod
-    def execute(cls, activations_a, activations_b) -> io.NodeOutput:
+    def execute(cls, activations_a=None, activations_b=None) -> io.NodeOutput:
+        sockets.connected(cls, activations_a=activations_a, activations_b=activations_b)
         return io.NodeOutput(merge_activations(activations_a, activations_b))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..pure_core.basis import check_offered
+from ..pure_core.errors import PureError
 from ..pure_core.grid import comparison_grid
+from ..pure_core.prompts import read_lines
 from . import sockets
 from .host import reporting, sampling
-from .host.probing import draw_pairs
+from .host.drawing import draw_pairs
 
 
 class CompareImages(io.ComfyNode):
@@ -24,11 +27,12 @@ class CompareImages(io.ComfyNode):
                 io.Model.Input("edited", tooltip="The MODEL after it."),
                 io.Clip.Input("clip", tooltip="The CLIP of the checkpoint."),
                 io.Vae.Input("vae", tooltip="The VAE of the checkpoint."),
-                sockets.Prompts.Input(
+                io.String.Input(
                     "prompts",
-                    tooltip=(
-                        "What to draw, one picture before and one after for each. Preset free text takes whole prompts."
-                    ),
+                    default="",
+                    multiline=True,
+                    placeholder="one prompt per line",
+                    tooltip="What to draw, one prompt per line: one picture before and one after for each.",
                 ),
                 io.String.Input("negative", default="", multiline=True, tooltip="The negative prompt of both."),
                 io.Int.Input(
@@ -78,23 +82,17 @@ class CompareImages(io.ComfyNode):
         height,
         columns,
     ) -> io.NodeOutput:
-        sampling.check_listed("sampler_name", sampler_name, sampling.all_samplers())
-        sampling.check_listed("scheduler", scheduler, sampling.offered_schedulers())
-        texts = [text for _, text in prompts.pairs]
-        cost = (
-            f"{sampling.evaluations(2 * len(texts) * steps, cfg)} U-Net evaluations (more with samplers that "
-            "evaluate twice a step)"
-        )
-        reporting.show(
-            f"Drawing {len(texts)} prompts with each MODEL, {steps} steps each: {cost}", cls.hidden.unique_id
-        )
-        before, after = draw_pairs(
-            original, edited, clip, vae, texts, negative, seed, steps, cfg, sampler_name, scheduler, width, height
-        )
+        check_offered("sampler_name", sampler_name, sampling.all_samplers())
+        check_offered("scheduler", scheduler, sampling.offered_schedulers())
+        texts = read_lines(prompts).lines
+        if not texts:
+            raise PureError("The prompts box is empty. Write there what to draw, one prompt per line.")
+        evaluations = sampling.guided(2 * len(texts) * steps, cfg)
+        cost = f"{evaluations} evaluations of a MODEL (more with samplers that evaluate twice a step)"
+        doing = f"Drawing {len(texts)} prompts with each MODEL, {steps} steps each: {cost}"
+        reporting.show(doing, cls.hidden.unique_id)
+        drawn = (texts, negative, seed, steps, cfg, sampler_name, scheduler, width, height)
+        before, after = draw_pairs(original, edited, clip, vae, *drawn)
         grid = comparison_grid(before, after, texts, columns)
-        return io.NodeOutput(
-            grid,
-            before,
-            after,
-            ui=reporting.report(f"{len(texts)} prompts, seed {seed}: before above after; {cost}.", (), grid, cls),
-        )
+        done = f"{len(texts)} prompts, seed {seed}: before above after; {cost}."
+        return io.NodeOutput(grid, before, after, ui=reporting.report(done, (), grid, cls))

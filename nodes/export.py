@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..pure_core.lora import DTYPES
 from . import sockets
-from .host import patches, reporting, saving
+from .host import checkpoint, lora_file, patches, paths, reporting
 
 
-def later_patches(model) -> list[str]:
-    """A warning where other patches follow the edit on a weight; else none."""
+def later_patches(model: Any) -> list[str]:
+    """A warning where other patches follow the edit, on whatever weight; else none."""
     later = patches.patched_after(model)
-    return (
-        [
-            (
-                f"{len(later)} of {len(patches.edits_of(model))} edited weights carry a patch that came after PURE "
-                "Apply Projection (a LoRA or a merge): that part is not projected"
-            )
-        ]
-        if later
-        else []
-    )
+    if not later:
+        return []
+    return [f"{len(later)} weights carry a patch that came after PURE Apply Projection (a LoRA or a merge)"]
 
 
 class SaveLoRA(io.ComfyNode):
@@ -67,22 +62,17 @@ class SaveLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, filename_prefix, dtype, embed_recipe) -> io.NodeOutput:
-        target = saving.new_path(filename_prefix)
-        ranks = saving.save_lora(
-            model, target, dtype, embed_recipe, reporting.Progress(None, len(patches.edits_of(model))).step
+        target = paths.new_path(filename_prefix)
+        progress = reporting.Progress(None, len(patches.spans_of(model)))
+        saved = lora_file.save_lora(model, target, dtype, embed_recipe, progress.step)
+        warnings = [f"{w}. That part is not in this file: load it from its own." for w in later_patches(model)]
+        size, ranks = saved.path.stat().st_size / 2**20, saved.ranks.values()
+        done = (
+            f"Saved {saved.path.name}: {len(ranks)} weights, ranks {min(ranks)} to {max(ranks)}, {dtype}, {size:.1f} "
+            "MB. Load it at strength 1; at -1 it takes the erasure back."
         )
-        warnings = [f"{w}, and is not in this file." for w in later_patches(model)]
-        text = "\n".join(
-            [
-                *(f"Warning: {w}" for w in warnings),
-                (
-                    f"Saved {target.name}: {len(ranks)} weights, ranks {min(ranks.values())} to "
-                    f"{max(ranks.values())}, {dtype}, {target.stat().st_size / 2**20:.1f} MB. Load it at strength 1; "
-                    "at -1 it takes the erasure back."
-                ),
-            ]
-        )
-        return io.NodeOutput(str(target), ui=reporting.report(text, warnings))
+        text = "\n".join([*(f"Warning: {w}" for w in warnings), done])
+        return io.NodeOutput(str(saved.path), ui=reporting.report(text, warnings))
 
 
 class SaveCheckpoint(io.ComfyNode):
@@ -118,32 +108,22 @@ class SaveCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, vae, filename_prefix, embed_recipe) -> io.NodeOutput:
-        target = saving.new_path(filename_prefix)
+        target = paths.new_path(filename_prefix)
         reporting.show(f"Saving {target.name}", cls.hidden.unique_id)
-        error = saving.save_checkpoint(model, clip, vae, target, embed_recipe, reporting.Progress(None, 2).step)
-        warnings = [f"{w}." for w in later_patches(model)]
-        if error is None:
-            merged = patches.is_inside_merge(model)
+        progress = reporting.Progress(None, 2)
+        saved = checkpoint.save_checkpoint(model, clip, vae, target, embed_recipe, progress.step)
+        warnings = [*saved.warnings, *(f"{w}: it is saved with the rest, unprojected." for w in later_patches(model))]
+        checked = "read back: all parts are there"
+        if saved.error is not None:
+            edited = len(patches.edits_of(model))
+            checked += f", and the {edited} edited weights are the MODEL's to {saved.error:.1e} (relative)"
+        elif patches.is_inside_merge(model):
+            warnings.append("The edit on this MODEL came in through a merge and is saved as merged, unverified.")
+        else:
             warnings.append(
-                "The edit on this MODEL came in through a merge and is saved as merged, unverified."
-                if merged
-                else (
-                    "This MODEL carries no PURE edit: it was saved as it is. Connect the MODEL from PURE Apply "
-                    "Projection to save the erasure."
-                )
+                "This MODEL carries no PURE edit: it was saved as it is. Connect the MODEL from PURE Apply "
+                "Projection to save the erasure."
             )
-        checked = (
-            ""
-            if error is None
-            else (
-                f"; read back, the {len(patches.edits_of(model))} edited weights differ from the MODEL's by at most "
-                f"{error:.1e} (relative)"
-            )
-        )
-        text = "\n".join(
-            [
-                *(f"Warning: {w}" for w in warnings),
-                f"Saved {target.name}, {target.stat().st_size / 2**20:.0f} MB{checked}.",
-            ]
-        )
-        return io.NodeOutput(str(target), ui=reporting.report(text, warnings))
+        size = saved.path.stat().st_size / 2**20
+        text = "\n".join([*(f"Warning: {w}" for w in warnings), f"Saved {saved.path.name}, {size:.0f} MB; {checked}."])
+        return io.NodeOutput(str(saved.path), ui=reporting.report(text, warnings))

@@ -9,7 +9,7 @@ from .basis import BuildBasis, LoadBasis, SaveBasis
 from .capture import CaptureActivations, MergeActivations
 from .compare import CompareImages
 from .export import SaveCheckpoint, SaveLoRA
-from .host.saving import register_folder
+from .host.paths import register_folder
 from .measure import MeasureLeakage
 from .prompts import ConceptPrompts
 

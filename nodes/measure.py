@@ -10,7 +10,7 @@ from ..pure_core.charts import leakage_chart
 from ..pure_core.leakage import as_numbers, describe_leakage
 from . import sockets
 from .host import reporting, sampling
-from .host.probing import evaluations, measure_leakage
+from .host.probing import measure_leakage, probe_evaluations
 
 
 class MeasureLeakage(io.ComfyNode):
@@ -31,18 +31,22 @@ class MeasureLeakage(io.ComfyNode):
                     "edited", tooltip="The same MODEL after PURE Apply Projection, or any other edit of it."
                 ),
                 io.Clip.Input("clip", tooltip="The CLIP of the checkpoint."),
-                sockets.Prompts.Input(
+                sockets.wire(
+                    sockets.Prompts,
                     "concept_probes",
-                    tooltip=(
-                        "The concept in other words than those it was erased with: two prompts or more. Half of them "
-                        "finds where the concept shows, the other half is measured."
+                    (
+                        "The concept in other words than those it was "
+                        "erased with: two prompts or more for each line. "
+                        "Half of them find where the concept shows, the "
+                        "other half are measured, and the other way round."
                     ),
                 ),
-                sockets.Prompts.Input(
+                sockets.wire(
+                    sockets.Prompts,
                     "retain_probes",
-                    tooltip=(
-                        "What should have stayed: neighbours, best ones that were not in the retain list, and the "
-                        "empty prompt."
+                    (
+                        "What should have stayed: neighbours, best ones that "
+                        "were not in the retain list, and the empty prompt."
                     ),
                 ),
                 io.Int.Input(
@@ -91,20 +95,15 @@ class MeasureLeakage(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, original, edited, clip, concept_probes, retain_probes, seed, steps, width, height
+        cls, original, edited, clip, seed, steps, width, height, concept_probes=None, retain_probes=None
     ) -> io.NodeOutput:
+        sockets.connected(cls, concept_probes=concept_probes, retain_probes=retain_probes)
         trajectory = sampling.Trajectory(steps, steps, 1, seed, 1.0, width, height, "euler", "normal", 4)
-        cost = f"{evaluations(concept_probes, retain_probes, trajectory)} U-Net evaluations"
-        reporting.show(
-            (
-                f"Measuring {len(concept_probes.pairs)} concept probes and {len(retain_probes.pairs)} retain probes "
-                f"with both MODELs: {cost}"
-            ),
-            cls.hidden.unique_id,
-        )
-        layers = measure_leakage(original, edited, clip, concept_probes, retain_probes, trajectory)
-        text, chart = (
-            f"{describe_leakage(layers, concept_probes.concepts, retain_probes.concepts)}\n{cost}.",
-            leakage_chart(layers, concept_probes.concepts),
-        )
-        return io.NodeOutput(text, json.dumps(as_numbers(layers)), chart, ui=reporting.report(text, (), chart, cls))
+        cost = f"{probe_evaluations(concept_probes, retain_probes, trajectory)} evaluations of a MODEL"
+        probes = f"{len(concept_probes.pairs)} concept probes and {len(retain_probes.pairs)} retain probes"
+        reporting.show(f"Measuring {probes} with both MODELs: {cost}", cls.hidden.unique_id)
+        measured = measure_leakage(original, edited, clip, concept_probes, retain_probes, trajectory)
+        text, warnings = describe_leakage(measured, retain_probes.concepts)
+        text, chart = f"{text}\n{cost}.", leakage_chart(measured)
+        shown = reporting.report(text, warnings, chart, cls)
+        return io.NodeOutput(text, json.dumps(as_numbers(measured)), chart, ui=shown)

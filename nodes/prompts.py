@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..pure_core.prompts import PRESETS, ROLES, make_prompts
+from ..pure_core.prompts import PRESETS, make_prompts
 from . import sockets
 from .host import reporting
 
@@ -18,18 +18,27 @@ class ConceptPrompts(io.ComfyNode):
             category=sockets.CATEGORY,
             **sockets.found_as(*sockets.ERASE, "anchor prompts"),
             description=(
-                "Turns concepts into anchor prompts. Use one for what to forget and one for the neighbours to retain."
+                "Turns what to forget and what to keep into prompts, and checks both lists before anything is sampled."
             ),
             inputs=[
                 io.String.Input(
-                    "concepts",
+                    "forget",
                     multiline=True,
                     default="",
-                    placeholder="one concept per line",
+                    placeholder="what to erase: one per line",
                     tooltip=(
-                        "One concept per line. Blank and repeated lines are ignored and counted in the listing. To "
-                        "forget: the concept, and descriptions of it that do not name it. To retain: its nearest "
-                        "neighbours."
+                        "What to erase, one per line: the concept, and below it descriptions of it that do not name "
+                        "it. Blank and repeated lines are ignored and counted in the listing."
+                    ),
+                ),
+                io.String.Input(
+                    "keep",
+                    multiline=True,
+                    default="",
+                    placeholder="what must stay: its neighbours, one per line",
+                    tooltip=(
+                        "What must stay, one per line: what is most like the concept. Do not list the concept "
+                        "itself, or a twin of it: what is listed here is spared."
                     ),
                 ),
                 io.Combo.Input(
@@ -37,22 +46,16 @@ class ConceptPrompts(io.ComfyNode):
                     options=list(PRESETS),
                     default="object or character",
                     tooltip=(
-                        "Which six phrasings each concept gets. Free text: each line is a whole prompt and templates "
+                        "Which six phrasings each line gets. Free text: each line is a whole prompt and templates "
                         "are not used."
                     ),
-                ),
-                io.Combo.Input(
-                    "role",
-                    options=list(ROLES),
-                    default="forget",
-                    tooltip="Whether these concepts are to be erased (forget) or protected (retain).",
                 ),
                 io.Boolean.Input(
                     "include_empty_prompt",
                     default=True,
                     tooltip=(
-                        "For retain only: also protect the empty prompt, which the unconditional half of "
-                        "classifier-free guidance uses. Leave it on."
+                        "Also keeps the empty prompt, which the unconditional half of classifier-free guidance uses. "
+                        "Leave it on."
                     ),
                 ),
                 sockets.advanced(
@@ -69,15 +72,14 @@ class ConceptPrompts(io.ComfyNode):
                 ),
             ],
             outputs=[
-                sockets.Prompts.Output(display_name="prompts", tooltip="Anchor prompts for PURE Capture Activations."),
-                io.String.Output(
-                    display_name="listing", tooltip="Every prompt, one per line, after a line that counts them."
-                ),
-                io.Int.Output(display_name="count", tooltip="How many prompts there are."),
+                sockets.Prompts.Output(display_name="forget", tooltip="Prompts for a PURE Capture Activations."),
+                sockets.Prompts.Output(display_name="keep", tooltip="Prompts for another PURE Capture Activations."),
+                io.String.Output(display_name="listing", tooltip="Every prompt of both lists, and how many they are."),
             ],
+            is_output_node=True,  # so that mistakes in the lists are said even where nothing is connected yet
         )
 
     @classmethod
-    def execute(cls, concepts, preset, role, include_empty_prompt, templates) -> io.NodeOutput:
-        prompts, listing = make_prompts(concepts, preset, role, include_empty_prompt, templates)
-        return io.NodeOutput(prompts, listing, len(prompts.pairs), ui=reporting.report(listing))
+    def execute(cls, forget, keep, preset, include_empty_prompt, templates) -> io.NodeOutput:
+        to_forget, to_keep, listing = make_prompts(forget, keep, preset, include_empty_prompt, templates)
+        return io.NodeOutput(to_forget, to_keep, listing, ui=reporting.report(listing))

@@ -6,10 +6,12 @@ import dataclasses
 
 from comfy_api.latest import io
 
+from ..pure_core.errors import PureError
+
 CATEGORY = "PURE"
 Prompts = io.Custom("PURE_PROMPTS")  # pure_core.prompts.Prompts
 Activations = io.Custom("PURE_ACTIVATIONS")  # pure_core.activations.Activations
-Basis = io.Custom("PURE_BASIS")  # pure_core.projection.ConceptBasis
+Basis = io.Custom("PURE_BASIS")  # pure_core.basis.ConceptBasis
 ERASE = ("unlearn", "erase concept", "forget concept", "remove concept")  # what people search for
 RECIPE = (
     "Writes the prompts, settings and seed that made the edit into the file, so that it can be repeated. Anyone "
@@ -23,6 +25,24 @@ def advanced(widget: io.Input) -> io.Input:
     """The same input, folded under the frontend's advanced inputs where it has those."""
     widget.extra_dict["advanced"] = True
     return widget
+
+
+def wire(kind, name: str, tooltip: str, optional: bool = False) -> io.Input:
+    """An input for one of the pack's own types.
+
+    To the host it is optional: without that, a missing wire is only a red ring while the rest of the graph runs, and
+    the pictures of the last run stay. `connected` says it in words instead. optional: it is so for the user, too.
+    """
+    return kind.Input(name, optional=True, tooltip=tooltip + (" Optional." if optional else ""))
+
+
+def connected(node: type[io.ComfyNode], **wires: object) -> None:
+    """Raises PureError, naming node and input, where one of these wires is missing."""
+    for name, value in wires.items():
+        if value is None:
+            raise PureError(
+                f"Nothing is connected to {name} of {node.GET_SCHEMA().display_name}. Connect it and run again."
+            )
 
 
 def found_as(*words: str) -> dict:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .leakage import LayerLeakage, summary
-from .projection import ConceptBasis
+from .basis import ConceptBasis
+from .leakage import Measured
+from .rules import RULES
 
 INK, GRID, PAPER = (30, 30, 30), (205, 205, 205), (255, 255, 255)
 BLUE, ORANGE = (0, 90, 181), (230, 140, 30)  # apart for every common kind of colour blindness, and in lightness
@@ -19,70 +20,29 @@ Box = tuple[int, int, int, int]
 
 
 def basis_chart(basis: ConceptBasis) -> torch.Tensor:
-    """(1, H, W, 3) float32 picture of a basis: spectra with the kept ranks, rank per layer, and overlap of forget and
-    retain.
-
-    Overlap is, per layer, the mean cos^2 between the forget directions and the retain space (energy rule), or for the
-    contrast rule how much stronger the concept's best direction is in the forget rows than in the retain rows.
-    """
-    energy = basis.rule == "energy"
-    concepts = ", ".join(basis.provenance.get("forget", {}).get("concepts", [])) or "basis"
-    image, draw = _canvas(f"{concepts}: {basis.rule} rule, {basis.structure}")
+    """(1, H, W, 3) float32 picture of a basis: spectra with the kept ranks, rank per layer, and the rule's own bars."""
+    rule, edits, names = RULES[basis.rule], list(basis.sites.values()), list(basis.sites)
+    image, draw = _canvas(f"{basis.concepts}: {basis.rule} rule, {basis.structure}")
     _spectra(draw, basis, (70, 120, 470, 580))
-    names = list(basis.layers)
-    ranks: list[tuple[float, ...]] = [(b.rank, b.v_r.shape[1]) if energy else (b.rank,) for b in basis.layers.values()]
-    _bars(
-        draw, names, ranks, (600, 120, 790, 580), "rank" + (" (below: retain)" if energy else ""), "{:.0f}", labels=True
-    )
-    if energy:
-        _bars(
-            draw,
-            names,
-            [(1 - float(b.values.mean()) if b.rank else 1.0,) for b in basis.layers.values()],
-            (820, 120, 1000, 580),
-            "overlap (cos^2)",
-            "{:.2f}",
-            top=1.0,
-        )
-    else:
-        _bars(
-            draw,
-            names,
-            [(float(b.values.max()) if b.rank else 0.0,) for b in basis.layers.values()],
-            (820, 120, 1000, 580),
-            "best ratio",
-            "{:.0f}",
-        )
+    ranks: list[tuple[float, ...]] = [(b.rank, b.v_r.shape[1]) if b.v_r.shape[1] else (b.rank,) for b in edits]
+    _bars(draw, names, ranks, (600, 120, 790, 580), rule.CHART.ranks, "{:.0f}", labels=True)
+    bars: list[tuple[float, ...]] = [(rule.bar(b),) for b in edits]
+    _bars(draw, names, bars, (820, 120, 1000, 580), rule.CHART.bars, rule.CHART.form, top=rule.CHART.top)
     return pixels(image)
 
 
-def leakage_chart(layers: dict[str, LayerLeakage], concepts: tuple[str, ...]) -> torch.Tensor:
-    """(1, H, W, 3) float32 picture: per layer what is left of the concept and how far retained activations moved."""
-    left, moved = summary(layers)
-    image, draw = _canvas(f"{', '.join(concepts)}: leakage {left:.3f}, retained moved {moved:.3f}")
-    top = max(1.0, *(v.leakage for v in layers.values()))
-    _bars(
-        draw,
-        list(layers),
-        [(v.leakage,) for v in layers.values()],
-        (150, 120, 560, 580),
-        "leakage (1: unedited, 0: gone)",
-        "{:.2f}",
-        top=top,
-        labels=True,
-        mark=1.0,
-    )
-    moved_top = max(0.2, *(v.movement for v in layers.values()))
-    _bars(
-        draw,
-        list(layers),
-        [(v.movement,) for v in layers.values()],
-        (620, 120, 1000, 580),
-        "retained moved (0: not at all)",
-        "{:.2f}",
-        top=moved_top,
-        color=ORANGE,
-    )
+def leakage_chart(measured: Measured) -> torch.Tensor:
+    """(1, H, W, 3) float32 picture: per layer what is left of the concept and how far what is kept has moved."""
+    sites, names = measured.sites.values(), list(measured.sites)
+    title = f"{', '.join(measured.concepts)}: {measured.leakage:.2f} left, what is kept moved {measured.movement:.2f}"
+    image, draw = _canvas(title)
+    left: list[tuple[float, ...]] = [(v.leakage,) for v in sites]
+    top = max(1.0, *(v.leakage for v in sites))
+    box, words = (150, 120, 560, 580), "left of the concept (1: all, 0: nothing)"
+    _bars(draw, names, left, box, words, "{:.2f}", top=top, labels=True, mark=1.0)
+    moved: list[tuple[float, ...]] = [(v.movement,) for v in sites]
+    top = max(0.2, *(v.movement for v in sites))
+    _bars(draw, names, moved, (620, 120, 1000, 580), "kept: moved (0: not at all)", "{:.2f}", top=top, color=ORANGE)
     return pixels(image)
 
 
@@ -101,11 +61,11 @@ def short(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def place(layer: str) -> str:
-    """A short name of a layer: in 4.1, mid 1, out 3.1 (and the block's number where there are several)."""
-    parts = (
-        layer.replace("input_blocks", "in").replace("output_blocks", "out").replace("middle_block", "mid").split(".")
-    )
+def short_site(site: str) -> str:
+    """A short name of a site: in 4.1, mid 1, out 3.1 (and the block's number where there are several)."""
+    for block, name in (("input_blocks", "in"), ("output_blocks", "out"), ("middle_block", "mid")):
+        site = site.replace(block, name)
+    parts = site.split(".")
     numbers = [p for p in parts[1:] if p.isdigit()]
     return f"{parts[0]} {'.'.join(numbers)}"
 
@@ -124,10 +84,11 @@ def _spectra(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: Box) -> None:
     many times stronger forget is than retain in each direction, and a line at the retain weight, where half goes.
     """
     x0, y0, x1, y1 = box
-    layers, contrast = basis.layers.values(), basis.rule == "contrast"
-    scales = [float(b.values.max()) if contrast and b.rank else 1.0 for b in layers]
-    low, high = (-2, max(1, int(np.ceil(np.log10(max(scales)))))) if contrast else (-6, 0)
-    longest = max([2, *(len(s) for b in layers for s in (b.spectrum_forget, b.spectrum_retain))])
+    rule, edits = RULES[basis.rule], basis.sites.values()
+    scales = [rule.spectrum_scale(b) for b in edits]
+    low, high = rule.CHART.lowest, max(0, *(math.ceil(math.log10(scale)) for scale in scales))
+    high = max(high, low + 3)
+    longest = max([2, *(len(s) for b in edits for s in (b.spectrum_forget, b.spectrum_retain))])
 
     def px(i: float) -> float:
         return x0 + (x1 - x0) * math.log(i) / math.log(longest)
@@ -135,24 +96,19 @@ def _spectra(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: Box) -> None:
     def py(v: float) -> float:
         return y1 - (y1 - y0) * (math.log10(max(v, 10.0**low)) - low) / (high - low)
 
-    draw.text(
-        (20, 74),
-        "ratio forget / retain (disc: kept)" if contrast else "singular values: forget (lines), retain (dots)",
-        fill=INK,
-        font=font(SMALL),
-    )
+    draw.text((20, 74), rule.CHART.spectrum, fill=INK, font=font(SMALL))
     for power in range(high, low - 1, -max(1, (high - low) // 3)):
         draw.line([(x0, py(10.0**power)), (x1, py(10.0**power))], fill=GRID)
         draw.text((x0 - 10, py(10.0**power)), f"1e{power}" if power else "1", fill=INK, font=font(SMALL), anchor="rm")
     for i in [n for n in (1, 10, 100, 1000) if n <= longest]:
         draw.line([(px(i), y0), (px(i), y1)], fill=GRID)
         draw.text((px(i), y1 + 8), str(i), fill=INK, font=font(SMALL), anchor="mt")
-    for b in layers:
+    for b in edits:
         for i, v in enumerate(b.spectrum_retain.tolist()):
             if i % max(1, i // 6) == 0:
                 draw.rectangle([px(i + 1) - 2, py(v) - 2, px(i + 1) + 2, py(v) + 2], fill=ORANGE)
     discs = []
-    for b, scale in zip(layers, scales, strict=True):
+    for b, scale in zip(edits, scales, strict=True):
         points = [
             (px(i + 1), py(v * scale))
             for i, v in enumerate(b.spectrum_forget.tolist())
@@ -162,7 +118,7 @@ def _spectra(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: Box) -> None:
             draw.line(points, fill=BLUE, width=2)
         if basis.structure == "whole layer" and 0 < b.rank <= len(points):
             discs.append(points[b.rank - 1])
-    weight = basis.settings.get("retain_weight", 0.0) if contrast else 0.0
+    weight = basis.recipe.settings.retain_weight if basis.recipe and basis.rule == "contrast" else 0.0
     if 10.0**low < weight < 10.0**high:
         draw.line([(x0, py(weight)), (x1, py(weight))], fill=ORANGE, width=2)
         draw.text((x1, py(weight) - 4), "retain weight: half goes", fill=INK, font=font(SMALL), anchor="rb")
@@ -197,7 +153,7 @@ def _bars(
     for i, (name, row) in enumerate(zip(names, rows, strict=True)):
         y = y0 + i * height
         if labels and i % every == 0:
-            draw.text((x0 - 10, y + height / 2), short(place(name), 12), fill=INK, font=font(SMALL), anchor="rm")
+            draw.text((x0 - 10, y + height / 2), short(short_site(name), 12), fill=INK, font=font(SMALL), anchor="rm")
         split = 0.58 if len(row) > 1 else 0.88
         for k, value in enumerate(row):
             span = (0.12, split) if k == 0 else (split + 0.04, 0.88)

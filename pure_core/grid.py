@@ -47,17 +47,26 @@ def comparison_grid(before: torch.Tensor, after: torch.Tensor, prompts: list[str
 
 
 def _wrap(text: str, width: int, size: int) -> list[str]:
-    """At most two lines that fit; what does not is cut with an ellipsis."""
-    lines, words = [""], text.split()
-    for word in words:
-        longer = f"{lines[-1]} {word}".strip()
-        if font(size).getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    kept = lines[:2]
-    if len(lines) > 2 or font(size).getlength(kept[-1]) > width:
-        while kept[-1] and font(size).getlength(kept[-1] + "…") > width:
-            kept[-1] = kept[-1][:-1]
-        kept[-1] += "…"
-    return kept
+    """At most two lines that fit; a word that does not is broken, and what is left over is cut with an ellipsis."""
+    lines: list[str] = []
+    rest = " ".join(text[: 4 * width].split())  # no character is narrower than half a pixel
+    while rest and len(lines) < 2:
+        count = _fitting(rest, width, size)
+        space = rest.rfind(" ", 0, count + 1)
+        end = count if count == len(rest) or space <= 0 else space
+        lines.append(rest[:end].rstrip())
+        rest = rest[end:].lstrip()
+    if rest:
+        lines[-1] = lines[-1][: _fitting(lines[-1] + "…", width, size) - 1] + "…"
+        while font(size).getlength(lines[-1]) > width and len(lines[-1]) > 1:
+            lines[-1] = lines[-1][:-2] + "…"
+    return lines
+
+
+def _fitting(text: str, width: int, size: int) -> int:
+    """How many of its first characters fit into a width, at least one; by bisection, since measuring costs."""
+    low, high = 1, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if font(size).getlength(text[:middle]) <= width else (low, middle - 1)
+    return low

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 
 from .errors import PureError
+from .projection import Side
 
 Tensor = torch.Tensor
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 NUMERICAL_RANK = 1e-7  # singular values below this share of the largest are float32 rounding of the weights
 
 
-def lora_factors(weight: Tensor, u: Tensor, m: Tensor, side: str) -> tuple[Tensor, Tensor]:
+def lora_factors(weight: Tensor, u: Tensor, m: Tensor, side: Side) -> tuple[Tensor, Tensor]:
     """up (d_out, r), down (r, d_in) with W + up @ down = E W (left) or W E (right): this edit is a LoRA, exactly."""
     return (-u, m.T @ weight) if side == "left" else (-(weight @ u), m.T)
 
@@ -39,16 +40,28 @@ def balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     return up * scale, down / scale[:, None]
 
 
-def lora_tensors(name: str, up: Tensor, down: Tensor, dtype: str) -> dict[str, Tensor]:
+def lora_tensors(name: str, up: Tensor, down: Tensor, dtype: str, kernel: tuple[int, ...] = ()) -> dict[str, Tensor]:
     """The three tensors of one weight in a LoRA file (kohya's layout); alpha = rank, so that strength 1 is the edit.
 
-    Raises PureError where the numbers do not fit the dtype.
+    kernel: the size of a convolution's window, whose down is (r, d_in x window). Raises PureError where the numbers do
+    not fit the dtype.
     """
-    up, down = (t.to(DTYPES[dtype]).contiguous() for t in balance(up, down))
-    if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
-        raise PureError(f"{name} does not fit into {dtype}: save the LoRA in bf16 or fp32.")
-    return {
-        f"{name}.lora_up.weight": up,
-        f"{name}.lora_down.weight": down,
-        f"{name}.alpha": torch.tensor(float(up.shape[1]), dtype=torch.float32),
-    }
+    up, down = (fitting(t, name, dtype) for t in balance(up, down))
+    rank = up.shape[1]
+    if kernel:
+        up, down = up.reshape(*up.shape, *(1 for _ in kernel)), down.reshape(rank, -1, *kernel)
+    alpha = torch.tensor(float(rank), dtype=torch.float32)
+    return {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down, f"{name}.alpha": alpha}
+
+
+def plain_tensor(name: str, change: Tensor, dtype: str, bias: bool) -> dict[str, Tensor]:
+    """The tensor of a parameter of one dimension: its whole change, which is no larger than factors of it would be."""
+    return {f"{name}.{'diff_b' if bias else 'diff'}": fitting(change, name, dtype)}
+
+
+def fitting(tensor: Tensor, name: str, dtype: str) -> Tensor:
+    """The tensor in a dtype; raises PureError where its numbers do not fit."""
+    stored = tensor.to(DTYPES[dtype]).contiguous()
+    if not torch.isfinite(stored).all():
+        raise PureError(f"{name} does not fit into {dtype}. Save the LoRA in bf16 or fp32.")
+    return stored

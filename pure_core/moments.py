@@ -114,7 +114,7 @@ class MomentsFitter:
 
 
 @dataclass
-class RowKeeper:
+class RowBuffer:
     """Takes rows like a MomentsFitter, of whatever width they have, and keeps them in order.
 
     For measures that compare row by row.

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from .activations import Role
+from .basis import check_offered
 from .errors import PureError
 
 # Six phrasings a concept, as the paper's 54 retain anchors for nine neighbours suggest; its own wordings beyond
@@ -22,15 +27,18 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "unsafe content": ("{}", "a photo of {}", "a picture of {}", "an image showing {}", "a scene of {}", "people, {}"),
     "free text": ("{}",),
 }
-ROLES = ("forget", "retain")
 EMPTY = "the empty prompt"  # the concept name under which the unconditional branch is protected
+PLACE = "{}"  # where the concept goes in a template
+EMPHASIS = re.compile(
+    r"(?<!\\)\([^():]*(?<!\\)\)"
+)  # what the host reads as emphasis, without a weight that would say so
 
 
 @dataclass(frozen=True)
 class Prompts:
     """Anchor prompts of one role: (concept, prompt) pairs in a fixed order."""
 
-    role: str
+    role: Role
     pairs: tuple[tuple[str, str], ...]
 
     @property
@@ -38,55 +46,103 @@ class Prompts:
         """The distinct concepts, in order."""
         return tuple(dict.fromkeys(concept for concept, _ in self.pairs))
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every prompt, in order."""
+        return tuple(text for _, text in self.pairs)
+
 
 def fold(text: str) -> str:
     """The form in which two spellings of a concept are the same: case and runs of white space do not count."""
     return " ".join(text.split()).casefold()
 
 
-def read_lines(text: str) -> tuple[list[str], int, int]:
+class Lines(NamedTuple):
     """Distinct lines of a text box in order, how many were blank, and how many repeated an earlier one."""
+
+    lines: list[str]
+    blank: int
+    repeated: int
+
+
+def read_lines(text: str) -> Lines:
+    """The lines of a text box; white space at the ends and in runs does not count."""
     kept: dict[str, str] = {}
     lines = text.splitlines()
     blank = sum(not line.strip() for line in lines)
     for line in lines:
         if line.strip():
             kept.setdefault(fold(line), " ".join(line.split()))
-    return list(kept.values()), blank, len(lines) - blank - len(kept)
+    return Lines(list(kept.values()), blank, len(lines) - blank - len(kept))
 
 
 def make_prompts(
-    concepts: str,
-    preset: str = "object or character",
-    role: str = "forget",
-    include_empty_prompt: bool = True,
-    templates: str = "",
-) -> tuple[Prompts, str]:
-    """Anchor prompts of the concepts in a text box (one a line), and a listing to read.
+    forget: str, keep: str, preset: str = "object or character", include_empty_prompt: bool = True, templates: str = ""
+) -> tuple[Prompts, Prompts, str]:
+    """Anchor prompts of two text boxes (one concept a line): what to forget, what to keep, and a listing to read.
 
     templates: one a line with `{}` where the concept goes; empty: the preset's six. include_empty_prompt adds the empty
-    prompt to a retain set (it protects the unconditional half of classifier-free guidance). Raises PureError.
+    prompt to what to keep (it protects the unconditional half of classifier-free guidance). Raises PureError.
     """
-    if preset not in PRESETS:
-        raise PureError(f"preset is {preset!r}, and there are only: {', '.join(PRESETS)}.")
-    if role not in ROLES:
-        raise PureError(f"role is {role!r}, and there are only: {', '.join(ROLES)}.")
-    names, blank, repeated = read_lines(concepts)
-    forms, _, _ = read_lines(templates)
-    forms = list(PRESETS[preset]) if not forms or preset == "free text" else forms
-    for form in forms:
-        if form.count("{}") != 1 or form.replace("{}", "").strip("{}") != form.replace("{}", ""):
-            raise PureError(f"The template {form!r} needs {{}} exactly once, where the concept goes.")
-    pairs = [(name, form.replace("{}", name)) for name in names for form in forms]
-    if role == "retain" and include_empty_prompt:
-        pairs.append((EMPTY, ""))
-    if not pairs:
-        raise PureError("There are no prompts: write one concept per line into `concepts`.")
-    head = f"{role}: {len(names)} concept{'s' * (len(names) != 1)}, {len(pairs)} prompts"
-    ignored = [
-        f"{n} {what} line{'s' * (n != 1)} ignored" for n, what in ((blank, "blank"), (repeated, "repeated")) if n
+    boxes = {"forget": read_lines(forget), "keep": read_lines(keep)}
+    if not boxes["forget"].lines:
+        raise PureError("The forget box is empty. Write there what to erase, one concept per line.")
+    refuse_shared(boxes["forget"].lines, boxes["keep"].lines)
+    to_forget = anchor_prompts(forget, "forget", preset, templates)
+    to_keep = anchor_prompts(keep, "retain", preset, templates, include_empty_prompt)
+    refuse_shared(to_forget.texts, to_keep.texts)
+    listing = [
+        f"Warning: ComfyUI reads the parentheses in {line!r} as emphasis. Write {escaped(line)} for the characters."
+        for found in boxes.values()
+        for line in found.lines
+        if EMPHASIS.search(line)
     ]
-    listing = "\n".join(
-        [head + "".join(f"; {i}" for i in ignored), *(prompt or "(empty prompt)" for _, prompt in pairs)]
-    )
-    return Prompts(role, tuple(pairs)), listing
+    for (box, found), prompts in zip(boxes.items(), (to_forget, to_keep), strict=True):
+        listing += list_box(box, found, prompts)
+    return to_forget, to_keep, "\n".join(listing)
+
+
+def anchor_prompts(
+    concepts: str,
+    role: Role,
+    preset: str = "object or character",
+    templates: str = "",
+    include_empty_prompt: bool = False,
+) -> Prompts:
+    """The anchor prompts of one text box; see make_prompts."""
+    check_offered("preset", preset, tuple(PRESETS))
+    own = read_lines(templates).lines if preset != "free text" else []
+    for form in own:
+        check_template(form)
+    forms = own or PRESETS[preset]
+    pairs = [(line, form.replace(PLACE, line)) for line in read_lines(concepts).lines for form in forms]
+    return Prompts(role, (*pairs, *([(EMPTY, "")] if include_empty_prompt else [])))
+
+
+def check_template(form: str) -> None:
+    """Raises PureError unless a template has one place for the concept; other braces are the frontend's choices."""
+    if form.count(PLACE) != 1 or "{{}" in form or "{}}" in form:
+        raise PureError(f"The template {form!r} needs {PLACE} exactly once, where the concept goes.")
+
+
+def escaped(text: str) -> str:
+    """The text with its parentheses as characters and not as emphasis."""
+    return re.sub(r"(?<!\\)([()])", r"\\\1", text)
+
+
+def refuse_shared(forget: Iterable[str], keep: Iterable[str]) -> None:
+    """Raises PureError where a line is to be forgotten and kept at once, which would erase nothing."""
+    kept = {fold(text) for text in keep}
+    both = [text for text in forget if fold(text) in kept]
+    if both:
+        names = ", ".join(repr(text) for text in both[:3]) + (f" and {len(both) - 3} more" if len(both) > 3 else "")
+        raise PureError(f"{names}: in both lists, to forget and to keep. Remove it from one of them.")
+
+
+def list_box(box: str, found: Lines, prompts: Prompts) -> list[str]:
+    """The listing of one box: a line that counts, then every prompt."""
+    count = len(found.lines)
+    counted = ((found.blank, "blank"), (found.repeated, "repeated"))
+    ignored = "".join(f"; {n} {what} line{'s' * (n != 1)} ignored" for n, what in counted if n)
+    head = f"{box}: {count} concept{'s' * (count != 1)}, {len(prompts.pairs)} prompts{ignored}"
+    return [head, *(text or "(empty prompt)" for text in prompts.texts)]

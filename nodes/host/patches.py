@@ -3,35 +3,59 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Literal, NamedTuple, get_args
 
-import comfy.lora
 import comfy.model_management
 import torch
 from comfy.weight_adapter.base import WeightAdapterBase
 
-from ...pure_core.activations import layer_difference
+from ...pure_core.activations import identity_differences, site_difference
+from ...pure_core.basis import ConceptBasis, check_offered
 from ...pure_core.errors import PureError
-from ...pure_core.files import recipe_of
-from ...pure_core.projection import ConceptBasis, check_strength, iterate, weight_delta
-from .layers import BLOCKS, Layer, cross_attention_layers, fingerprint
+from ...pure_core.projection import Side, check_strength, iterate, weight_delta
+from .identity import weights_digest
+from .sites import ROOT, AttentionSite, Projection, attention_sites, family_name
 
-WHERE = {"keys and values": ("keys", "values"), "values": ("values",), "output": ("output",)}
-PLACES = ("all", *BLOCKS.values())
+Where = Literal["values", "keys and values", "output"]
+Place = Literal["all", "early", "middle", "late"]
+WHERE: dict[Where, tuple[Projection, ...]] = {
+    "values": ("values",),
+    "keys and values": ("keys", "values"),
+    "output": ("output",),
+}
+PLACES: tuple[Place, ...] = get_args(Place)
+
+
+class Carried(NamedTuple):
+    """What an adapter carries: the factors U, M (d, r) and the side that they act on; the recipe, a JSON text that all
+    weights of an edit share; and how many patches each weight of the MODEL had when the edit came.
+    """
+
+    u: torch.Tensor
+    m: torch.Tensor
+    side: Side
+    recipe: str
+    before: Mapping[str, int]
 
 
 class ProjectionAdapter(WeightAdapterBase):
-    """W -> W - s U (M^T W) on the left side (keys, values), W - s (W U) M^T on the right (output).
+    """W -> W - s U (M^T W) on the left side (keys, values), W - s (W U) M^T on the right (output); biases on the left.
 
-    weights = (U (d, r), M (d, r), side, recipe); the host rebuilds adapters as type(a)(a.loaded_keys, a.weights), so
-    everything is in there. It sees the weight as earlier patches left it, which makes the edit exact on top of LoRAs.
-    The recipe, a JSON text that all weights of an edit share, is what saved files say of it.
+    The host rebuilds adapters as type(a)(a.loaded_keys, a.weights), so all data is in `weights`. It sees the weight as
+    earlier patches left it, which makes the edit exact on top of LoRAs.
     """
 
     name = "pure"
 
-    def __init__(self, loaded_keys, weights):
+    def __init__(self, loaded_keys: set[str], weights: tuple[Any, ...]):
         self.loaded_keys = loaded_keys
         self.weights = weights
+
+    @property
+    def carried(self) -> Carried:
+        return Carried(*self.weights)
 
     def calculate_weight(
         self,
@@ -44,96 +68,98 @@ class ProjectionAdapter(WeightAdapterBase):
         intermediate_dtype=torch.float32,
         original_weight=None,
     ):
-        u, m, side = self.weights[:3]
-        cast = comfy.model_management.cast_to_device
-        u, m = (
-            cast(t, weight.device, torch.float32) for t in (u, m)
-        )  # some hosts hand in fp16: the product is formed in float32
+        edit, cast = self.carried, comfy.model_management.cast_to_device
+        # Some hosts hand in fp16: the product is formed in float32.
+        u, m = (cast(t, weight.device, torch.float32) for t in (edit.u, edit.m))
         whole = weight.to(torch.float32)
-        return weight.copy_(whole - function(strength * weight_delta(whole, u, m, side)))  # cast once
+        # Cast once; in place, since a slab is a view of its weight.
+        return weight.copy_(whole - function(strength * weight_delta(whole, u, m, edit.side)))
 
 
-def apply_basis(model, basis: ConceptBasis, strength: float, where: str, iterations: int, places: str):
-    """A clone of MODEL that carries the edit, the layers edited and warnings; the MODEL itself at strength 0.
+def apply_basis(
+    model: Any, basis: ConceptBasis, strength: float, where: Where, iterations: int, place: Place
+) -> tuple[Any, list[AttentionSite], list[str]]:
+    """A clone of MODEL that carries the edit, the sites edited and warnings; the MODEL itself at strength 0.
 
     Raises PureError where the basis does not fit, a choice is not offered, or the host did not take every weight.
     """
     check_strength(strength)
-    for name, value, offered in (("where", where, WHERE), ("layers", places, PLACES)):
-        if value not in offered:
-            raise PureError(f"{name} is {value!r}, and there are only: {', '.join(offered)}.")
-    layers = cross_attention_layers(model)
-    check_fit(layers, basis)
-    chosen = [layer for layer in layers if places in ("all", layer.place) and basis.layers[layer.name].rank]
+    check_offered("where", where, tuple(WHERE))
+    check_offered("layers", place, PLACES)
+    sites = attention_sites(model)
+    check_fit(sites, basis)
+    check_projections(model, sites, where)
+    chosen = [site for site in sites if place in ("all", place_of(site)) and basis.sites[site.name].rank]
     if not chosen:
-        raise PureError(f"The basis edits no layer in {places!r}: choose all layers.")
-    patches = {}
-    recipe = json.dumps(
-        {
-            "rule": basis.rule,
-            "structure": basis.structure,
-            **recipe_of(basis),
-            "strength": strength,
-            "where": where,
-            "iterations": iterations,
-            "layers": places,
-            "weights": len(chosen) * len(WHERE[where]),
-        }
-    )
-    for layer in chosen:
-        b = basis.layers[layer.name]
-        u, m = (t.float().contiguous() for t in iterate(b.u.double(), b.m.double(), iterations))
-        for projection in WHERE[where]:
-            key = layer.key(projection)
-            patches[key] = ProjectionAdapter({key}, (u, m, "right" if projection == "output" else "left", recipe))
+        raise PureError(f"The basis edits none of the {place} layers: choose all layers.")
+    slabs = [(site, p, slab) for site in chosen for p in WHERE[where] for slab in site.weights[p]]
+    applied = {"strength": strength, "where": where, "iterations": iterations, "layers": place, "weights": len(slabs)}
+    made = asdict(basis.recipe) if basis.recipe else {}
+    recipe = json.dumps({"rule": basis.rule, "structure": basis.structure, **made, **applied})
+    before = {key: len(entries) for key, entries in model.patches.items()}
+    factors = {site.name: factors_of(basis, site, iterations) for site in chosen}
+    edits = {}
+    for site, projection, slab in slabs:
+        side: Side = "right" if projection == "output" else "left"
+        carried = Carried(*factors[site.name], side, recipe, before)
+        edits[slab.patch_key] = ProjectionAdapter({slab.key}, carried)
     warnings = []
-    captured_on = basis.provenance.get("fingerprint")
-    if captured_on and captured_on != fingerprint(model, layers):
+    if identity_differences(basis.model, type(basis.model)(family_name(model), weights_digest(model, sites))):
         warnings.append(
-            "The basis was captured on other weights (a fine-tune, LoRAs or an earlier edit make the "
-            "difference): look at the pictures, and capture again if the concept is still there."
+            "The basis was captured on other weights (a fine-tune, LoRAs or an earlier edit make the difference). "
+            "Look at the pictures, and capture again if the concept is still there."
         )
     if strength == 0:
         return model, chosen, warnings
     edited = model.clone()
-    taken = set(edited.add_patches(patches, strength))
-    if taken != set(patches):
+    taken = set(edited.add_patches(edits, strength))
+    if taken != set(edits):
+        lost = [slab.key for *_, slab in slabs if slab.patch_key not in taken]
         raise PureError(
-            f"This ComfyUI did not take {len(set(patches) - taken)} of {len(patches)} edits (the first is "
-            f"{min(set(patches) - taken)}): the MODEL stays as it was; please report this with the MODEL's name."
+            f"This ComfyUI did not take {len(lost)} of {len(edits)} edits (the first is {lost[0]}). The MODEL stays "
+            "as it was; please report this with the MODEL's name."
         )
     return edited, chosen, warnings
 
 
-def check_fit(layers: list[Layer], basis: ConceptBasis) -> None:
-    """Raises PureError unless names, widths, heads and context width of MODEL and basis are equal."""
-    context = basis.provenance.get("context_width")
-    difference = layer_difference(
-        {layer.name: (layer.width, layer.heads, layer.context) for layer in layers},
-        {n: (b.width, b.heads, context) for n, b in basis.layers.items()},
-        "this MODEL",
-        "the basis",
-    )
+def factors_of(basis: ConceptBasis, site: AttentionSite, iterations: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """U, M of a site, float32, applied so many times."""
+    edit = basis.sites[site.name]
+    u, m = iterate(edit.u.double(), edit.m.double(), iterations)
+    return u.float().contiguous(), m.float().contiguous()
+
+
+def place_of(site: AttentionSite) -> Place:
+    """The third of the MODEL's depth that a site is in."""
+    return PLACES[1 + min(int(site.depth * 3), 2)]
+
+
+def check_fit(sites: list[AttentionSite], basis: ConceptBasis) -> None:
+    """Raises PureError unless names, widths, heads and context widths of MODEL and basis are equal."""
+    difference = site_difference({site.name: site.shape for site in sites}, basis.shapes, "this MODEL", "the basis")
     if difference:
         raise PureError(
             f"This basis was made for another kind of model: {difference}. Capture and build it on this MODEL."
         )
 
 
-def effective_weight(model, key: str, count: int | None = None, own: dict | None = None) -> torch.Tensor:
-    """float32 copy on the CPU of a weight as the MODEL samples with it: the base and all patches on it (or the first
-    `count`), in order.
-
-    own: the MODEL's get_key_patches(), which lists the whole MODEL at each call; whoever asks for many weights asks for
-    it once.
-    """
-    (base, convert), *patches = (own or model.get_key_patches(key))[key]
-    return comfy.lora.calculate_weight(
-        patches[:count], convert(base.to("cpu", torch.float32, copy=True), inplace=True), key
+def check_projections(model: Any, sites: list[AttentionSite], where: Where) -> None:
+    """Raises PureError where a projection cannot be edited in this family, and says why."""
+    missing = [p for p in WHERE[where] if p not in sites[0].weights]
+    if not missing:
+        return
+    if missing[0] == "output":
+        why = "text and picture share its attention's output"
+    elif sites[0].family.joint:
+        why = "its text and picture share one attention, where only the text's values say what is drawn"
+    else:
+        why = "a norm follows its keys, so an edit of them would not be a projection"
+    raise PureError(
+        f"where is {where!r}, which this MODEL ({family_name(model)}) does not allow: {why}. Choose values."
     )
 
 
-def edits_of(model) -> dict[str, list[int]]:
+def edits_of(model: Any) -> dict[str, list[int]]:
     """Per edited key the positions of this pack's adapters in the MODEL's patch list, in order."""
     found = {
         key: [i for i, entry in enumerate(entries) if isinstance(entry[1], ProjectionAdapter)]
@@ -142,32 +168,65 @@ def edits_of(model) -> dict[str, list[int]]:
     return {key: positions for key, positions in found.items() if positions}
 
 
-def recipes_of(model) -> list[dict]:
+def carried_by(model: Any) -> list[Carried]:
+    """What each edit on a MODEL carries, in the order in which they came; one adapter of each."""
+    found: dict[str, Carried] = {}
+    for key, positions in edits_of(model).items():
+        for i in positions:
+            carried = model.patches[key][i][1].carried
+            found.setdefault(carried.recipe + str(sum(carried.before.values())), carried)
+    return sorted(found.values(), key=lambda carried: sum(carried.before.values()))
+
+
+def recipes_of(model: Any) -> list[dict[str, Any]]:
     """The recipes of the edits on a MODEL, each once; raises PureError where a part of an edit was lost."""
     counts: dict[str, int] = {}
     for key, positions in edits_of(model).items():
         for i in positions:
-            text = model.patches[key][i][1].weights[3]
+            text = model.patches[key][i][1].carried.recipe
             counts[text] = counts.get(text, 0) + 1
     recipes = [json.loads(text) for text in counts]
     for recipe, count in zip(recipes, counts.values(), strict=True):
         if count % recipe["weights"]:
             raise PureError(
-                f"Only {count % recipe['weights']} of {recipe['weights']} edited weights are still on this "
-                "MODEL: another node dropped the rest; connect the MODEL from PURE Apply Projection itself."
+                f"Only {count % recipe['weights']} of {recipe['weights']} edited weights are still on this MODEL: "
+                "another node dropped the rest. Connect the MODEL from PURE Apply Projection itself."
             )
     return recipes
 
 
-def patched_after(model) -> list[str]:
-    """Edited keys that carry a later patch of another node (a LoRA, a merge): that part is not projected."""
-    return [key for key, positions in edits_of(model).items() if positions[-1] < len(model.patches[key]) - 1]
+def spans_of(model: Any) -> dict[str, tuple[int, int]]:
+    """Per key of the diffusion model the patches from the first edit of the MODEL to its last one, as a slice.
+
+    Everything in it is what one file of the edits has to hold, whoever put it there; keys where it is empty are left
+    out.
+    """
+    edits, own = carried_by(model), edits_of(model)
+    if not edits:
+        return {}
+    spans = {}
+    for key in (key for key in model.patches if key.startswith(ROOT)):
+        start, end = edits[0].before.get(key, 0), edits[-1].before.get(key, 0)
+        spans[key] = (start, max(end, own[key][-1] + 1 if key in own else 0))
+    return {key: (start, end) for key, (start, end) in spans.items() if end > start}
 
 
-def is_inside_merge(model) -> bool:
+def patched_after(model: Any) -> list[str]:
+    """Keys of the diffusion model with a patch that came after the last edit (a LoRA, a merge).
+
+    None without an edit.
+    """
+    edits, spans = carried_by(model), spans_of(model)
+    if not edits:
+        return []
+    ends = {key: spans[key][1] if key in spans else edits[-1].before.get(key, 0) for key in model.patches}
+    return [key for key, end in ends.items() if key.startswith(ROOT) and len(model.patches[key]) > end]
+
+
+def is_inside_merge(model: Any) -> bool:
     """Whether an edit came in with the other MODEL of a merge, where it is no patch of this MODEL's own any more."""
 
-    def holds(value) -> bool:
+    def holds(value: Any) -> bool:
         return isinstance(value, list) and any(
             isinstance(part, tuple) and len(part) > 1 and (isinstance(part[1], ProjectionAdapter) or holds(part[1]))
             for part in value

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.float
 import comfy.model_patcher
 import comfy.utils
 import torch
 
-from .layers import ROOT
-from .patches import edits_of, effective_weight
+from .patches import edits_of
+from .weights import base_weight, effective_weight
 
 MATTERS = 0.1  # of what an edit takes out of a weight; above it a warning
 
@@ -25,42 +26,49 @@ class Residual:
     largest: float
 
 
-def kept_weight(model, key: str, weight: torch.Tensor, own: dict | None = None) -> torch.Tensor:
-    """float32 values that the host keeps of a float32 weight when it loads the MODEL in its storage dtype (the same
-    rounding, with the same seed)."""
-    _, store, convert = comfy.model_patcher.get_key_weight(model.model, key)
-    seed = getattr(comfy.utils, "string_to_seed", None) or comfy.model_patcher.string_to_seed  # it moved after 0.3.75
-    seed = seed(key)
-    if store is not None:  # scaled or quantised storage, by the layer's own rule
-        return convert(store(weight.clone(), return_weight=True, seed=seed)).to(torch.float32)
-    return comfy.float.stochastic_rounding(
-        weight.clone(), (own or model.get_key_patches(key))[key][0][0].dtype, seed=seed
-    ).to(torch.float32)
+def kept_weight(model: Any, key: str, weight: torch.Tensor) -> torch.Tensor:
+    """float32 values that the host keeps of a float32 weight when it loads the MODEL in its storage dtype.
 
-
-def residual(model) -> Residual | None:
-    """|M^T (kept - exact)| / |M^T (before - exact)| of every weight of the MODEL's last edit (W M for outputs); None
-    where float32 is kept.
-
-    Rounding to nearest is at most u |W|, u half a unit in the last place (fp16 2^-11, bf16 2^-8, fp8 e4m3 2^-4, e5m2
-    2^-3); the host rounds fp8 stochastically, at most 2 u |W|. So a residual is at most |M|_2 2 u |W|_F / |M^T (before
-    - W)|_F (of weights that are not subnormal in the dtype), and typically sqrt(r / d) of that, since rounding errors
-    have no direction.
+    The same rounding, with the same seed.
     """
-    shares, dtype, own = [], None, model.get_key_patches(ROOT)
+    _, store, convert = comfy.model_patcher.get_key_weight(model.model, key)
+    to_seed = (
+        getattr(comfy.utils, "string_to_seed", None) or comfy.model_patcher.string_to_seed
+    )  # it moved after 0.3.75
+    seed = to_seed(key)
+    if store is not None:  # scaled or quantised storage, by the layer's own rule
+        kept = store(weight.clone(), return_weight=True, seed=seed)
+        return (convert(kept) if convert else kept).to(torch.float32)
+    return comfy.float.stochastic_rounding(weight.clone(), base_weight(model, key).dtype, seed=seed).to(torch.float32)
+
+
+def residual(model: Any) -> Residual | None:
+    """|M^T (kept - exact)| / |M^T (before - exact)| of every weight of the MODEL's last edit (W M for outputs).
+
+    None where float32 is kept. Rounding to nearest is at most u |W|, u half a unit in the last place (fp16 2^-11, bf16
+    2^-8, fp8 e4m3 2^-4, e5m2 2^-3); the host rounds fp8 stochastically, at most 2 u |W|. So a residual is at most |M|_2
+    2 u |W|_F / |M^T (before - W)|_F (of weights that are not subnormal in the dtype), and typically sqrt(r / d) of
+    that, since rounding errors have no direction.
+    """
+    shares, dtype = [], ""
     for key, positions in edits_of(model).items():
-        stored = own[key][0][0].dtype
+        stored = base_weight(model, key).dtype
         if stored.itemsize >= 4:
             continue
         dtype = str(stored).removeprefix("torch.")
-        entry = model.patches[key][positions[-1]]
-        m, side = entry[1].weights[1], entry[1].weights[2]
-        part = (lambda w, m=m: m.T @ w) if side == "left" else (lambda w, m=m: w @ m)
-        before, exact = effective_weight(model, key, positions[-1], own), effective_weight(model, key, None, own)
-        taken = part(before - exact).norm()
-        if taken > 0:
-            shares.append(float(part(kept_weight(model, key, exact, own) - exact).norm() / taken))
+        offset, edit = model.patches[key][positions[-1]][3], model.patches[key][positions[-1]][1].carried
+        before, exact = effective_weight(model, key, positions[-1]), effective_weight(model, key)
+        rounding, taken = (slab(w, offset) for w in (kept_weight(model, key, exact) - exact, before - exact))
+        m = edit.m.to("cpu", torch.float32)
+        rounding, taken = (m.T @ w if edit.side == "left" else w @ m for w in (rounding, taken))
+        if taken.norm() > 0:
+            shares.append(float(rounding.norm() / taken.norm()))
     return Residual(dtype, sum(shares) / len(shares), max(shares)) if shares else None
+
+
+def slab(weight: torch.Tensor, offset: tuple[int, int, int] | None) -> torch.Tensor:
+    """The part of a weight that a patch with this offset sees."""
+    return weight if offset is None else weight.narrow(*offset)
 
 
 def describe_residual(found: Residual | None) -> tuple[str, list[str]]:
@@ -68,14 +76,12 @@ def describe_residual(found: Residual | None) -> tuple[str, list[str]]:
     if found is None:
         return "", []
     text = (
-        f"Kept in {found.dtype}, rounding puts back {found.mean:.2g} of what is taken out (at most "
-        f"{found.largest:.2g} in one weight)."
+        f"Storing this MODEL in {found.dtype} undoes {found.mean:.2g} of the erasure (at most {found.largest:.2g} in "
+        "one weight)."
     )
     if found.mean <= MATTERS:
         return text, []
     return text, [
-        (
-            f"This MODEL is kept in {found.dtype}: rounding puts back {found.mean:.0%} of what the edit takes out; "
-            "load it in fp16 or bf16 for a cleaner erasure."
-        )
+        f"Storing this MODEL in {found.dtype} undoes {found.mean:.0%} of the erasure. Load it in fp16 or bf16 for a "
+        "cleaner one."
     ]

@@ -1,140 +1,63 @@
-"""Feeds two MODELs the same noised latents and compares what their cross-attention renders.
-
-And draws the same pictures with both.
-"""
+"""Feeds two MODELs the same noised latents and compares what their attention to text renders."""
 
 from __future__ import annotations
 
-import comfy.sample
-import torch
+from typing import Any
 
 from ...pure_core import leakage
-from ...pure_core.activations import layer_difference
+from ...pure_core.activations import site_difference
 from ...pure_core.errors import PureError
-from ...pure_core.moments import RowKeeper
 from ...pure_core.prompts import Prompts
-from .layers import Layer
-from .recording import Recorder, record, recordable_layers
-from .reporting import Progress, check_cancelled
-from .sampling import Trajectory, encode, encode_all, jobs_of, start_noise, texts_of
+from .recording import record_rows, recordable_sites
+from .reporting import Progress
+from .sampling import Trajectory, encode_all, encode_empty, jobs_of
+from .sites import AttentionSite
 
 
-def common_layers(original, edited) -> list[Layer]:
-    """The cross-attention layers of both MODELs; raises PureError where they differ."""
-    layers, others = recordable_layers(original), recordable_layers(edited)
-    shapes = [{layer.name: (layer.width, layer.heads, layer.context) for layer in part} for part in (layers, others)]
-    difference = layer_difference(*shapes, "the original MODEL", "the edited one")
+def common_sites(original: Any, edited: Any) -> list[AttentionSite]:
+    """The attention sites of both MODELs; raises PureError where they differ."""
+    sites, others = recordable_sites(original), recordable_sites(edited)
+    shapes = [{site.name: site.shape for site in part} for part in (sites, others)]
+    difference = site_difference(*shapes, "the original MODEL", "the edited one")
     if difference:
         raise PureError(f"These are not one MODEL before and after an edit: {difference}.")
-    return layers
+    return sites
 
 
-def evaluations(concept: Prompts, retain: Prompts, trajectory: Trajectory) -> int:
-    """U-Net evaluations that a measure takes: the edited MODEL is not asked where the concept shows."""
-    _, measuring = leakage.split_probes(concept)
-    return trajectory.evaluations(len(concept.pairs) + len(measuring.pairs) + 2 * len(retain.pairs))
+def check_probes(concept: Prompts, retain: Prompts) -> None:
+    """Raises PureError where the two wires are swapped, or a concept has one probe only."""
+    if concept.role != "forget" or retain.role != "retain":
+        raise PureError(
+            "The concept probes have to be prompts to forget, and the retain probes prompts to keep: swap them."
+        )
+    if not retain.pairs:
+        raise PureError("There are no retain probes. Write what should have stayed, one concept per line.")
+    leakage.halves_of(concept)
+
+
+def probe_evaluations(concept: Prompts, retain: Prompts, trajectory: Trajectory) -> int:
+    """Evaluations of a MODEL on single samples that a measure takes."""
+    return trajectory.evaluations(2 * (len(concept.pairs) + len(retain.pairs)))
 
 
 def measure_leakage(
-    original, edited, clip, concept: Prompts, retain: Prompts, trajectory: Trajectory
-) -> dict[str, leakage.LayerLeakage]:
-    """Per layer what is left of the concept in what it adds to the picture (after `to_out`), and how far that moved for
-    retained prompts; no basis is asked."""
-    layers = common_layers(original, edited)
-    for probes, wanted in ((concept, "forget"), (retain, "retain")):
-        if probes.role != wanted:
-            raise PureError(
-                f"The {'concept' if wanted == 'forget' else 'retain'} probes come from a node with the role "
-                f"{probes.role}: swap the two, or set its role to {wanted}."
-            )
-    finding, measuring = leakage.split_probes(concept)
-    conditioning = encode_all(clip, texts_of(concept, retain))
+    original: Any, edited: Any, clip: Any, concept: Prompts, retain: Prompts, trajectory: Trajectory
+) -> leakage.Measured:
+    """What is left of each concept, and how far what should stay has moved; no basis is asked."""
+    check_probes(concept, retain)
+    sites = common_sites(original, edited)
+    known = {"": encode_empty(original, clip, sites)}
+    conditioning = encode_all(clip, [*concept.texts, *retain.texts], known)
+    halves = leakage.halves_of(concept)
     jobs = {
-        role: jobs_of(texts_of(probes), trajectory.latents)
-        for role, probes in (("find", finding), ("concept", measuring), ("retain", retain))
+        "concept": jobs_of([(text, (name, halves[text])) for name, text in concept.pairs], trajectory.latents),
+        "retain": jobs_of([(text, None) for text in retain.texts], trajectory.latents),
     }
-    fed: dict[str, list] = {role: [] for role in ("concept", "retain")}
-    progress = Progress(
-        original, (sum(map(len, jobs.values())) + sum(len(jobs[role]) for role in fed)) * trajectory.recorded_steps
-    )
-
-    def look(model, part, **feed):
-        return record(
-            model, conditioning, part, trajectory, Recorder(layers, RowKeeper, after_output=True), progress, **feed
-        )
-
-    before = {role: look(original, part, keep=fed.get(role)) for role, part in jobs.items()}
-    after = {role: look(edited, jobs[role], inputs=fed[role]) for role in fed}
-    return leakage.measure(before["find"], before["concept"], after["concept"], before["retain"], after["retain"])
-
-
-def draw_pairs(
-    original,
-    edited,
-    clip,
-    vae,
-    prompts: list[str],
-    negative: str,
-    seed: int,
-    steps: int,
-    cfg: float,
-    sampler_name: str,
-    scheduler: str,
-    width: int,
-    height: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, height, width, 3) pictures of the prompts by both MODELs.
-
-    What KSampler and VAEDecode give for each prompt with this seed.
-    """
-    conditioning = {text: encode(clip, text) for text in dict.fromkeys([*prompts, negative])}
-    progress = Progress(original, 2 * len(prompts) * steps)
-    latents = [
-        [
-            draw_latent(
-                model,
-                conditioning[text],
-                conditioning[negative],
-                seed,
-                steps,
-                cfg,
-                sampler_name,
-                scheduler,
-                width,
-                height,
-                progress,
-            )
-            for text in prompts
-        ]
-        for model in (original, edited)
-    ]
-    return tuple(
-        torch.cat([decode(vae, latent) for latent in part]) for part in latents
-    )  # after all drawing: on a small GPU the VAE drives the U-Net out
-
-
-def decode(vae, latent: torch.Tensor) -> torch.Tensor:
-    """The picture of a latent; raises the host's InterruptProcessingException if the user has cancelled."""
-    check_cancelled()
-    return vae.decode(latent)
-
-
-def draw_latent(
-    model, positive, negative, seed, steps, cfg, sampler_name, scheduler, width, height, progress
-) -> torch.Tensor:
-    """The latent that KSampler gives for an empty latent of this size."""
-    noise = start_noise(model, seed, 1, width, height)
-    return comfy.sample.sample(
-        model,
-        noise,
-        steps,
-        cfg,
-        sampler_name,
-        scheduler,
-        [[positive[0], dict(positive[1])]],
-        [[negative[0], dict(negative[1])]],
-        torch.zeros_like(noise),
-        callback=lambda step, denoised, x, total: progress.step(denoised),
-        disable_pbar=True,
-        seed=seed,
-    )
+    progress = Progress(original, 2 * sum(map(len, jobs.values())) * trajectory.recorded_steps)
+    before, after, labels = {}, {}, []
+    for role, part in jobs.items():
+        fed: list = []
+        before[role], own = record_rows(original, conditioning, part, trajectory, sites, progress, keep=fed)
+        after[role], _ = record_rows(edited, conditioning, part, trajectory, sites, progress, inputs=fed)
+        labels = own if role == "concept" else labels
+    return leakage.measure(before["concept"], after["concept"], labels, before["retain"], after["retain"])

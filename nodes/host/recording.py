@@ -1,204 +1,213 @@
-"""Records post-attention activations along the first steps of the host's own sampling.
+"""Records rows along the first steps of the host's own sampling.
 
-Recorded is h = softmax(Q K^T / sqrt(d)) V, heads concatenated, before `to_out`, as PURE (arXiv 2605.25765) has it; a
-row is its mean over the spatial axis, one per prompt, latent and step; only the conditional half counts.
+A row is the mean over the picture's tokens of what text renders at a site (nodes/host/observing.py), one per prompt,
+latent and step, as in PURE (arXiv 2605.25765); only the conditional half counts.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
 
 import torch
 
-from ...pure_core.activations import Activations
+from ...pure_core.activations import Activations, Anchors
 from ...pure_core.errors import PureError
-from ...pure_core.moments import MomentsFitter
+from ...pure_core.moments import MomentsFitter, RowBuffer
 from ...pure_core.prompts import Prompts
-from .layers import Layer, cross_attention_layers, fingerprint, refuse_replaced_attention, unet_of
+from .identity import identify
+from .observing import observed
 from .reporting import Progress
-from .sampling import Trajectory, batched, encode, encode_all, jobs_of, sample, start_noise, texts_of
+from .sampling import Conditioning, Job, Trajectory, batched, encode_all, encode_empty, jobs_of, sample, start_noise
+from .sites import AttentionSite, attention_sites, diffusion_model, refuse_replaced_attention
 
 BLOCK = 64  # rows that wait on the CPU before the collectors get them: 21 MB for SDXL
-# prompts whose conditionings are held at once: 8 MB for SD 1.5, 20 for SDXL; more would only spare a small GPU a change
-# between CLIP and U-Net
+# Prompts whose conditionings are held at once: 8 MB for SD 1.5, 20 for SDXL; more would only spare a small GPU a change
+# between CLIP and diffusion model.
 ENCODED = 32
 
 
-def capture(model, clip, prompts: Prompts, trajectory: Trajectory) -> Activations:
-    """The moments of every cross-attention layer over prompts x latents x recorded steps.
-
-    The MODEL is left as it was.
-    """
-    layers = recordable_layers(model)
-    texts, recorder, empty = texts_of(prompts), Recorder(layers), {"": encode(clip, "")}
-    expected = len(texts) * trajectory.latents * trajectory.recorded_steps
-    progress = Progress(model, expected)
-    for part in (texts[i : i + ENCODED] for i in range(0, len(texts), ENCODED)):
-        run(model, encode_all(clip, part, empty), jobs_of(part, trajectory.latents), trajectory, recorder, progress)
-    moments = recorder.results(expected)
-    provenance = {
-        **trajectory.__dict__,
-        "role": prompts.role,
-        "concepts": list(prompts.concepts),
-        "prompts": texts,
-        "context_width": layers[0].context,
-        "fingerprint": fingerprint(model, layers),
-        "model": type(model.model).__name__,
-    }
-    provenance.pop("batch_size")  # changes nothing of the result
-    return Activations(moments, {layer.name: layer.heads for layer in layers}, provenance)
+def capture(model: Any, clip: Any, prompts: Prompts, trajectory: Trajectory) -> Activations:
+    """The moments of every site over prompts x latents x recorded steps; the MODEL is left as it was."""
+    if not prompts.pairs:
+        raise PureError("There are no prompts to capture. Write what to keep, one concept per line.")
+    sites = recordable_sites(model)
+    empty = {"": encode_empty(model, clip, sites)}
+    identity = identify(model, clip, sites)
+    concepts = prompts.concepts
+    recorder = Recorder(sites, MomentsFitter, len(concepts))
+    jobs = jobs_of([(text, concepts.index(concept)) for concept, text in prompts.pairs], trajectory.latents)
+    progress = Progress(model, len(jobs) * trajectory.recorded_steps)
+    size = ENCODED * trajectory.latents
+    for part in (jobs[i : i + size] for i in range(0, len(jobs), size)):
+        conditioning = encode_all(clip, [job.text for job in part], empty)
+        run(model, conditioning, part, trajectory, sites, recorder.add, progress)
+    moments = recorder.results(len(jobs) * trajectory.recorded_steps)
+    per_concept = [sum(name == concept for name, _ in prompts.pairs) for concept in concepts]
+    rows = tuple(count * trajectory.latents * trajectory.recorded_steps for count in per_concept)
+    shapes = {site.name: site.shape for site in sites}
+    anchors = Anchors(concepts, prompts.texts)
+    return Activations(prompts.role, moments, recorder.sums, rows, shapes, anchors, trajectory.settings, identity)
 
 
-def recordable_layers(model) -> list[Layer]:
-    """The cross-attention layers of a MODEL whose activations are its own; raises PureError where they are not."""
+def recordable_sites(model: Any) -> list[AttentionSite]:
+    """The attention sites of a MODEL whose activations are its own; raises PureError where they are not."""
     refuse_replaced_attention(model)
-    return cross_attention_layers(model)
+    return attention_sites(model)
 
 
-def record(
-    model,
-    conditioning: dict,
-    jobs: list[tuple[str, int]],
-    trajectory: Trajectory,
-    recorder: Recorder,
-    progress: Progress,
-    **feed,
-) -> dict:
-    """What the recorder's collectors make of these jobs' rows, per layer; feed: `run`'s keep or inputs."""
-    run(model, conditioning, jobs, trajectory, recorder, progress, **feed)
-    return recorder.results(len(jobs) * trajectory.recorded_steps)
+Take = Callable[[dict[str, torch.Tensor], Sequence[Hashable]], None]  # rows of a step per site (n, d), and their labels
 
 
 def run(
-    model,
-    conditioning: dict,
-    jobs: list[tuple[str, int]],
+    model: Any,
+    conditioning: dict[str, Conditioning],
+    jobs: list[Job],
     trajectory: Trajectory,
-    recorder: Recorder,
+    sites: list[AttentionSite],
+    take: Take,
     progress: Progress,
-    keep: list | None = None,
+    keep: list[list[torch.Tensor]] | None = None,
     inputs: list[list[torch.Tensor]] | None = None,
+    after_output: bool = False,
 ) -> None:
-    """Samples (prompt, latent) jobs while the recorder looks on.
+    """Samples jobs, and hands the rows of every step to `take`.
 
     keep: a list that takes, per batch, what the MODEL was fed at each step, on the CPU. inputs: such a list; the MODEL
-    is fed the same again instead of following its own trajectory.
+    is fed the same again instead of following its own trajectory. after_output: rows of what the sites' output
+    projections make of h (cross-attention), for measures.
     """
-    jobs = sorted(
-        jobs, key=lambda job: conditioning[job[0]][0].shape[1]
-    )  # one length of conditioning per batch; stable otherwise
+    jobs = sorted(jobs, key=lambda job: conditioning[job.text][0].shape[1])  # one length of conditioning per batch
     latents = start_noise(model, trajectory.seed, trajectory.latents, trajectory.width, trajectory.height)
-    with recorder.attached(unet_of(model)):
+    pool = Pool()
+    with pool.reading_halves(model), observed(model, sites, pool.see, after_output) as watched:
         for i, batch in enumerate(batched(jobs, conditioning, trajectory.batch_size)):
-            recorder.begin(len(batch))
-            if keep is not None:
-                keep.append([])
+            pool.begin(len(batch))
+            labels = [job.label for job in batch]
+            fed: list[torch.Tensor] = []
 
-            def after_step(step, denoised, x, total):
-                recorder.collect()
+            def after_step(step, denoised, x, total, labels=labels, fed=fed):
+                take(pool.rows(), labels)
                 if keep is not None:
-                    keep[-1].append(x.to("cpu", copy=True))
+                    fed.append(x.to("cpu", copy=True))
                 progress.step(denoised, len(x))
 
-            sample(model, conditioning, latents, batch, trajectory, after_step, inputs[i] if inputs else None)
+            sample(watched, conditioning, latents, batch, trajectory, after_step, inputs[i] if inputs else None)
+            if keep is not None:
+                keep.append(fed)
 
 
-class Recorder:
-    """Pools rows on the device as the layers run, moves them to the CPU once a step, and hands them on block by block.
+class Pool:
+    """The rows of one step: pooled on the device as the sites run, and moved to the CPU together after it."""
 
-    collector: what a layer's rows are given to, MomentsFitter or RowKeeper. after_output: rows of what `to_out` makes
-    of h, which an edit of keys, values or output all change; for measures.
-    """
-
-    def __init__(self, layers: list[Layer], collector: type = MomentsFitter, after_output: bool = False):
-        self.layers, self.after_output = layers, after_output
-        self.fitters = {layer.name: collector(layer.width) for layer in layers}
-        self.counts = dict.fromkeys(self.fitters, 0)
+    def __init__(self) -> None:
         self._pooled: dict[str, torch.Tensor] = {}
-        self._block: list[torch.Tensor] = []
-        self._names: list[str] = []
-        self._widths: list[int] = []
         self._halves: list[int] = []
         self._size = 0
 
     @contextlib.contextmanager
-    def attached(self, unet: torch.nn.Module) -> Iterator[None]:
-        """Hooks on the U-Net's cross-attention for the length of the block.
+    def reading_halves(self, model: Any) -> Iterator[None]:
+        """A hook that reads, before each run of the MODEL, which parts of its batch are conditional."""
 
-        All of them are gone after it, however it ends.
-        """
-        with contextlib.ExitStack() as stack:
-            stack.callback(unet.register_forward_pre_hook(self._see_options, with_kwargs=True).remove)
-            for layer in self.layers:
-                target = unet.get_submodule(f"{layer.name}.to_out")
-                if self.after_output:
-                    hook = target.register_forward_hook(lambda _, args, out, name=layer.name: self._pool(name, out))
-                else:
-                    hook = target.register_forward_pre_hook(lambda _, args, name=layer.name: self._pool(name, args[0]))
-                stack.callback(hook.remove)
+        def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._halves = list(kwargs.get("transformer_options", {}).get("cond_or_uncond", []))
+
+        handle = diffusion_model(model).register_forward_pre_hook(hook, with_kwargs=True)
+        try:
             yield
+        finally:
+            handle.remove()
 
     def begin(self, size: int) -> None:
-        """A batch of `size` (prompt, latent) pairs comes."""
+        """A batch of so many jobs comes."""
         self._size, self._pooled = size, {}
 
-    @staticmethod
-    def rows_of(h: torch.Tensor) -> torch.Tensor:
-        """(B, positions, d) activations -> the rows that are kept.
-
-        (B, d) float32 means over the positions, as in the paper.
-        """
-        return h.mean(1, dtype=torch.float32)
-
-    def _see_options(self, _, args, kwargs) -> None:
-        """Before the U-Net runs: which parts of its batch are conditional (0) and unconditional (1)."""
-        self._halves = list(kwargs.get("transformer_options", {}).get("cond_or_uncond", []))
-
-    def _pool(self, name: str, h: torch.Tensor) -> None:
-        """Keeps the conditional half of h (halves x size, positions, d), averaged over the positions in float32."""
+    def see(self, site: AttentionSite, h: torch.Tensor) -> None:
+        """Keeps the conditional half of h (halves x size, tokens, d), averaged over the tokens in float32."""
         if h.shape[0] != len(self._halves) * self._size:
             raise PureError(
-                f"Layer {name} ran on a batch of {h.shape[0]}, not {len(self._halves)} x {self._size}: a node "
-                "upstream splits or tiles the sampling; connect the MODEL from before it."
+                f"Layer {site.name} ran on a batch of {h.shape[0]}, not {len(self._halves)} x {self._size}: a node "
+                "upstream splits or tiles the sampling. Connect the MODEL from before it."
             )
-        for half, rows in zip(self._halves, h.split(self._size), strict=True):
+        for half, part in zip(self._halves, h.split(self._size), strict=True):
             if half == 0:
-                if name in self._pooled:
+                if site.name in self._pooled:
                     raise PureError(
-                        f"Layer {name} ran more than once in a step: a node upstream repeats or tiles the "
-                        "sampling; connect the MODEL from before it."
+                        f"Layer {site.name} ran more than once in a step: a node upstream repeats or tiles the "
+                        "sampling. Connect the MODEL from before it."
                     )
-                self._pooled[name] = self.rows_of(rows)
+                self._pooled[site.name] = part.mean(1, dtype=torch.float32)
 
-    def collect(self) -> None:
-        """After a step: one transfer of everything pooled in it; the collectors get BLOCK rows at a time."""
-        names = list(self._pooled)
-        if names:
-            if self._names and names != self._names:
-                self.hand_on()
-            self._names, self._widths = names, [self._pooled[n].shape[1] for n in names]
-            self._block.append(torch.cat([self._pooled[n] for n in names], 1).cpu())
-            if sum(len(rows) for rows in self._block) >= BLOCK:
-                self.hand_on()
-        self._pooled = {}
+    def rows(self) -> dict[str, torch.Tensor]:
+        """The rows of the step per site, (n, d) on the CPU, by one transfer; none are kept."""
+        pooled, self._pooled = self._pooled, {}
+        if not pooled:
+            return {}
+        together = torch.cat(list(pooled.values()), 1).cpu()
+        return dict(zip(pooled, together.split([rows.shape[1] for rows in pooled.values()], 1), strict=True))
 
-    def hand_on(self) -> None:
+
+class Recorder:
+    """Gathers the rows of all steps, block by block: per site a collector of them, and the sum of each label's rows.
+
+    collector: MomentsFitter or RowBuffer. labels: how many there are, 0 to k - 1; 0 where sums are not wanted.
+    """
+
+    def __init__(self, sites: list[AttentionSite], collector: type, labels: int = 0):
+        self.collectors = {site.name: collector(site.width) for site in sites}
+        self.sums = {site.name: torch.zeros(labels, site.width, dtype=torch.float64) for site in sites}
+        self._counts = dict.fromkeys(self.collectors, 0)
+        self._block: dict[str, list[torch.Tensor]] = {}
+        self._labels: list[Hashable] = []
+
+    def add(self, rows: dict[str, torch.Tensor], labels: Sequence[Hashable]) -> None:
+        """The rows of one step: per site (n, d), with the n labels that they belong to."""
+        if self._block and rows.keys() != self._block.keys():
+            self.flush()
+        for name, part in rows.items():
+            self._block.setdefault(name, []).append(part)
+        self._labels += labels if rows else []
+        if len(self._labels) >= BLOCK:
+            self.flush()
+
+    def flush(self) -> None:
         """Gives the rows that are waiting to the collectors."""
-        if self._block:
-            for name, part in zip(self._names, torch.cat(self._block).split(self._widths, 1), strict=True):
-                self.fitters[name].add(part)
-                self.counts[name] += part.shape[0]
-        self._block = []
+        for name, parts in self._block.items():
+            rows = torch.cat(parts)
+            self.collectors[name].add(rows)
+            self._counts[name] += len(rows)
+            if len(self.sums[name]):
+                self.sums[name].index_add_(0, torch.tensor(self._labels), rows.double())
+        self._block, self._labels = {}, []
 
-    def results(self, expected: int) -> dict:
-        """What the collectors made of the rows; raises PureError unless every layer saw exactly the expected rows."""
-        self.hand_on()
-        short = [n for n, count in self.counts.items() if count != expected]
+    def results(self, expected: int) -> dict[str, Any]:
+        """What the collectors made of the rows; raises PureError unless every site saw exactly the expected rows."""
+        self.flush()
+        short = [name for name, count in self._counts.items() if count != expected]
         if short:
             raise PureError(
-                f"Layer {short[0]} gave {self.counts[short[0]]} rows and not {expected}: something upstream "
-                "bypasses the attention layers (TorchCompile, caching or tiling); connect the MODEL from before "
-                "it."
+                f"Layer {short[0]} gave {self._counts[short[0]]} rows and not {expected}: something upstream bypasses "
+                "the attention layers (TorchCompile, caching or tiling). Connect the MODEL from before it."
             )
-        return {name: fitter.result() for name, fitter in self.fitters.items()}
+        return {name: collector.result() for name, collector in self.collectors.items()}
+
+
+def record_rows(
+    model: Any,
+    conditioning: dict[str, Conditioning],
+    jobs: list[Job],
+    trajectory: Trajectory,
+    sites: list[AttentionSite],
+    progress: Progress,
+    **feed: Any,
+) -> tuple[dict[str, torch.Tensor], list[Hashable]]:
+    """All rows per site, in the order in which they were sampled, and their labels; feed: `run`'s keep or inputs."""
+    recorder, labels = Recorder(sites, RowBuffer), []
+
+    def take(rows: dict[str, torch.Tensor], own: Sequence[Hashable]) -> None:
+        recorder.add(rows, own)
+        labels.extend(own)
+
+    run(model, conditioning, jobs, trajectory, sites, take, progress, after_output=not sites[0].family.joint, **feed)
+    return recorder.results(len(jobs) * trajectory.recorded_steps), labels

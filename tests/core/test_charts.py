@@ -1,11 +1,14 @@
 """Charts show what they are given, the same each time."""
 
+import time
+
 import torch
-from pure_pack.pure_core.build import Settings, build_basis
+from captures import FORGET, RETAIN
+from pure_pack.pure_core.basis import Settings
+from pure_pack.pure_core.build import build_basis
 from pure_pack.pure_core.charts import BLUE, ORANGE, SIZE, basis_chart, leakage_chart
 from pure_pack.pure_core.grid import comparison_grid
-from pure_pack.pure_core.leakage import LayerLeakage
-from test_build import FORGET, RETAIN
+from pure_pack.pure_core.leakage import Measured, SiteLeakage
 
 
 def blue(picture):
@@ -36,13 +39,9 @@ def test_the_spectrum_of_the_contrast_rule_shows_ratios_the_weight_and_the_kept_
 
 def test_the_leakage_charts_bars_grow_with_the_leakage_for_any_number_of_layers():
     for n in (1, 16, 70):
+        sites = [f"input_blocks.{i}.1.transformer_blocks.0.attn2" for i in range(n)]
         areas = [
-            blue(
-                leakage_chart(
-                    {f"input_blocks.{i}.1.transformer_blocks.0.attn2": LayerLeakage(v, 0.1, 3) for i in range(n)},
-                    ("zorbo",),
-                )
-            )
+            blue(leakage_chart(Measured({name: SiteLeakage(v, 0.1) for name in sites}, {"zorbo": v}, {"zorbo": 1.0})))
             for v in (0.1, 0.5, 1.0)
         ]
         assert 4 < areas[1] / areas[0] < 6 and 1.8 < areas[2] / areas[1] < 2.2
@@ -60,3 +59,13 @@ def test_the_grid_holds_every_picture():
         shown = ((grid - value).abs() < 0.01).all(-1).sum()
         assert 3 * 256 * 256 <= shown < 3.1 * 256 * 256
     assert comparison_grid(before[:1], after[:1], [""], columns=8).shape[2] < grid.shape[2]
+
+
+def test_a_prompt_without_spaces_is_cut_at_once():
+    """Comma-joined tags: 10,000 characters took more than 500 seconds."""
+    before = torch.full((1, 64, 64, 3), 0.5)
+    began = time.process_time()
+    grids = [comparison_grid(before, before, ["masterpiece,best_quality," * n], columns=1) for n in (2, 400, 4000)]
+    assert time.process_time() - began < 5
+    assert grids[0].shape == grids[1].shape and torch.equal(grids[1], grids[2])
+    assert not torch.equal(grids[0], grids[1])  # control: the short one is shown whole

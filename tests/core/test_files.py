@@ -1,52 +1,56 @@
-"""The file format of a basis: round trip, refusals, mutated files, and files that are whole or not there."""
+"""The file format of a basis: round trip, refusals, mutated and hostile files."""
 
-import errno
 import json
+import os
 import random
 import resource
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from pure_pack.pure_core.build import Settings, build_basis
+from captures import FORGET, LAYERS, RETAIN
+from pure_pack.pure_core.basis import TENSORS, Settings
+from pure_pack.pure_core.build import build_basis
 from pure_pack.pure_core.errors import PureError
-from pure_pack.pure_core.files import OF_THE_MODEL, TENSORS, atomic_path, load_basis, save_basis
+from pure_pack.pure_core.files import MOST_HEADER, MOST_SITES, load_basis, save_basis
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_build import FORGET, RETAIN
+
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
-def basis(rule="energy"):
-    return build_basis(FORGET, RETAIN, Settings(rule, retain_energy=0.9))[0]
+def basis(rule="energy", **settings):
+    return build_basis(FORGET, RETAIN, Settings(rule, retain_energy=0.9, **settings))[0]
 
 
+@pytest.mark.parametrize("structure", ["whole layer", "per head"])
 @pytest.mark.parametrize("rule", ["energy", "contrast"])
-def test_a_basis_is_read_back_as_it_was(tmp_path, rule):
-    saved = basis(rule)
-    save_basis(saved, tmp_path / "b.safetensors")
-    read = load_basis(tmp_path / "b.safetensors")
-    assert (read.rule, read.structure, read.settings, read.provenance) == (
+def test_a_basis_is_read_back_as_it_was(tmp_path, rule, structure):
+    saved = basis(rule, structure=structure)
+    path, steps = save_basis(saved, tmp_path / "b_00001_.safetensors"), []
+    read = load_basis(path, lambda: steps.append(1))
+    assert path == tmp_path / "b_00001_.safetensors" and len(steps) == len(saved.sites)
+    assert (read.rule, read.structure, read.model, read.recipe) == (
         saved.rule,
         saved.structure,
-        saved.settings,
-        saved.provenance,
+        saved.model,
+        saved.recipe,
     )
-    for name, layer in saved.layers.items():
-        assert read.layers[name].heads == layer.heads
-        assert all(torch.equal(getattr(read.layers[name], f), getattr(layer, f)) for f in TENSORS)
-    assert [p.name for p in tmp_path.iterdir()] == ["b.safetensors"]
+    assert read.shapes == saved.shapes
+    for name, edit in saved.sites.items():
+        assert all(torch.equal(getattr(read.sites[name], part), getattr(edit, part)) for part in TENSORS)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_without_the_recipe_no_prompt_is_in_the_file(tmp_path):
-    save_basis(basis(), tmp_path / "b.safetensors", embed_recipe=False)
-    assert b"zorbo" not in (tmp_path / "b.safetensors").read_bytes()
-    read = load_basis(tmp_path / "b.safetensors")
-    assert read.layers.keys() == basis().layers.keys() and read.provenance == {
-        k: basis().provenance[k] for k in OF_THE_MODEL
-    }  # another fine-tune can still be warned of
-    save_basis(basis(), tmp_path / "c.safetensors")
-    assert b"zorbo" in (tmp_path / "c.safetensors").read_bytes()  # control
+    path = save_basis(basis(), tmp_path / "b.safetensors", embed_recipe=False)
+    assert b"zorbo" not in path.read_bytes()
+    read = load_basis(path)
+    assert read.sites.keys() == basis().sites.keys() and read.recipe is None
+    assert read.model == basis().model  # another fine-tune can still be warned of
+    assert b"zorbo" in save_basis(basis(), tmp_path / "c.safetensors").read_bytes()  # control
 
 
 def rewrite(path, change):
@@ -60,50 +64,180 @@ def rewrite(path, change):
 def layout(path):
     """What a file has: fields of a layer with their type and dimensions, and keys of its head."""
     with safe_open(path, framework="pt") as file:
-        head, tensors = json.loads(file.metadata()["pure"]), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (no dict)
+        head, tensors = json.loads(file.metadata()["pure"]), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     return {(k.rpartition(".")[2], t.dtype, t.dim()) for k, t in tensors.items()}, set(head), tensors
 
 
 @pytest.mark.parametrize("rule", ["energy", "contrast"])
-def test_a_file_of_the_first_version_is_read_for_ever_and_the_format_only_grows(tmp_path, rule):
-    first_version = Path(__file__).parent / "fixtures" / f"basis_version_1_{rule}.safetensors"
-    fields, head, tensors = layout(first_version)
-    read = load_basis(first_version)
-    assert read.rule == rule and all(
-        torch.equal(layer.u, tensors[f"{name}.u"]) and torch.equal(layer.m, tensors[f"{name}.m"])
-        for name, layer in read.layers.items()
-    )
-    save_basis(read, tmp_path / "now.safetensors")
-    fields_now, head_now, _ = layout(tmp_path / "now.safetensors")
+def test_a_file_of_the_first_version_is_read_for_ever(rule):
+    source = FIXTURES / f"basis_version_1_{rule}.safetensors"
+    _, _, tensors = layout(source)
+    read = load_basis(source)
+    assert read.rule == rule and read.sites and read.recipe.forget.concepts and read.recipe.settings.rule == rule
+    for name, edit in read.sites.items():
+        u, m = (tensors[f"{name}.{part}"].double() for part in ("u", "m"))
+        assert read.shapes[name].width == len(u) and (edit.u.double() @ edit.m.double().T - u @ m.T).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("rule", ["energy", "contrast"])
+def test_the_format_only_grows(tmp_path, rule):
+    second_version = FIXTURES / f"basis_version_2_{rule}.safetensors"
+    fields, head, tensors = layout(second_version)
+    read = load_basis(second_version)
+    assert all(torch.equal(edit.u, tensors[f"{name}.u"]) for name, edit in read.sites.items())
+    path = save_basis(read, tmp_path / "now.safetensors")
+    fields_now, head_now, _ = layout(path)
     assert fields <= fields_now and head <= head_now
-    rewrite(tmp_path / "now.safetensors", lambda t, h: (h.pop("structure"), t.pop(first(t, "values"))))  # control
-    _, head_less, _ = layout(tmp_path / "now.safetensors")
-    assert not head <= head_less and len(read.layers) > 0
+    rewrite(path, lambda t, h: (h.pop("structure"), t.pop(first(t, "values"))))  # control
+    assert not head <= layout(path)[1] and len(read.sites) > 0
 
 
 def first(tensors, field):
     return next(k for k in tensors if k.endswith(f".{field}"))
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda t, h: h.update(version=99), "version 99"),
-        (lambda t, h: h.update(format="other"), "format 'other'"),
-        (lambda t, h: h.pop("heads"), "is not a PURE basis"),
-        (lambda t, h: t.pop(first(t, "u")), "does not hold the layers"),
-        (lambda t, h: t.update({first(t, "v_f"): t[first(t, "v_f")] * 1.001}), "not orthonormal"),
-        (lambda t, h: t[first(t, "m")].fill_(float("nan")), "not finite"),
-        (lambda t, h: t.update({first(t, "u"): t[first(t, "u")].half()}), "float16"),
-        (lambda t, h: t.update({first(t, "u"): t[first(t, "u")][:, :1].clone()}), "shapes do not fit"),
-    ],
-)
+def set_all(tensors, field, value):
+    for key in tensors:
+        if key.endswith(f".{field}"):
+            tensors[key] = torch.full_like(tensors[key], value)
+
+
+def swap(tensors, a, b):
+    tensors[first(tensors, a)], tensors[first(tensors, b)] = tensors[first(tensors, b)], tensors[first(tensors, a)]
+
+
+DAMAGED = [
+    (lambda t, h: h.update(version=99), "version 99"),
+    (lambda t, h: h.update(version=True), "version True"),
+    (lambda t, h: h.update(format="other"), "format 'other'"),
+    (lambda t, h: h.pop("sites"), "is not a PURE basis"),
+    (lambda t, h: h.update(rule="other"), "is not a PURE basis"),
+    (lambda t, h: h.update(structure="any text"), "is not a PURE basis"),
+    (lambda t, h: h["sites"][LAYERS[0]].update(heads="4"), "is not a PURE basis"),
+    (lambda t, h: h["sites"][LAYERS[0]].update(heads=2.5), "is not a PURE basis"),
+    (lambda t, h: h["sites"][LAYERS[0]].update(heads=True), "is not a PURE basis"),
+    (lambda t, h: h["sites"][LAYERS[0]].update(heads=float("inf")), "is not a PURE basis"),
+    (lambda t, h: h["sites"][LAYERS[0]].update(heads=5), "heads do not fit"),
+    (lambda t, h: h["sites"][LAYERS[0]].update(width=31), "shapes do not fit"),
+    (lambda t, h: h["recipe"].update(forget=5), "is not a PURE basis"),
+    (lambda t, h: h["recipe"].update(forget=None), "is not a PURE basis"),
+    (lambda t, h: h["recipe"]["forget"].update(concepts=[5]), "is not a PURE basis"),
+    (lambda t, h: h["recipe"]["settings"].update(retain_weight="much"), "is not a PURE basis"),
+    (lambda t, h: h["recipe"].update(extra=[[], []]), "is not a PURE basis"),
+    (lambda t, h: h["model"].update(family=["SD15"]), "is not a PURE basis"),
+    (lambda t, h: t.pop(first(t, "u")), "does not hold the layers"),
+    (lambda t, h: t[first(t, "m")].fill_(float("nan")), "not finite"),
+    (lambda t, h: t.update({first(t, "u"): t[first(t, "u")].half()}), "float16"),
+    (lambda t, h: t.update({first(t, "u"): t[first(t, "u")][:, :1].clone()}), "shapes do not fit"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), DAMAGED)
 def test_a_damaged_basis_is_refused_in_one_sentence(tmp_path, change, words):
-    path = tmp_path / "b.safetensors"
-    save_basis(basis(), path)
+    path = save_basis(basis(), tmp_path / "b.safetensors")
     load_basis(path)  # control: whole before
     rewrite(path, change)
+    with pytest.raises(PureError, match=words) as refused:
+        load_basis(path)
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("rule", "change", "words"),
+    [
+        ("energy", lambda t: t.update({first(t, "v_f"): t[first(t, "v_f")] * 1.001}), "not orthonormal"),
+        ("energy", lambda t: t.update({first(t, "m"): t[first(t, "m")] * 1.5}), "does not follow from its bases"),
+        ("energy", lambda t: swap(t, "u", "m"), "does not follow from its bases"),
+        ("contrast", lambda t: t.update({first(t, "u"): t[first(t, "u")] * 1.5}), "does not follow from its ratios"),
+        ("contrast", lambda t: t.update({first(t, "m"): t[first(t, "m")] * 1.5}), "unit columns"),
+        ("contrast", lambda t: swap(t, "u", "m"), "unit columns"),
+        ("contrast", lambda t: set_all(t, "values", 0.0), "not all positive"),
+        ("contrast", lambda t: (set_all(t, "values", 0.0), set_all(t, "u", 1e20)), "not all positive"),
+        ("contrast", lambda t: set_all(t, "values", -3.0), "not all positive"),
+        ("contrast", lambda t: set_all(t, "u", 1e12), "larger than any erasure"),
+    ],
+)
+def test_an_edit_that_no_build_gives_is_refused(tmp_path, rule, change, words):
+    path = save_basis(basis(rule), tmp_path / "b.safetensors")
+    rewrite(path, lambda t, h: change(t))
     with pytest.raises(PureError, match=words):
+        load_basis(path)
+
+
+def test_an_edit_per_head_that_mixes_heads_is_refused(tmp_path):
+    path = save_basis(basis("contrast"), tmp_path / "b.safetensors")  # of whole layers
+    rewrite(path, lambda t, h: h.update(structure="per head"))
+    with pytest.raises(PureError, match="mixes heads"):
+        load_basis(path)
+
+
+def write_raw(path, header, data=b""):
+    """A safetensors file with this header, as bytes."""
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+
+
+def raw_header(pure, layers=0):
+    """A header with this text as the pack's own, and so many layers of one channel."""
+    tensors = {}
+    for i in range(layers):
+        for part in TENSORS:
+            shape = [1, 1] if part in ("u", "m", "v_f", "v_r") else [1]
+            tensors[f"l{i}.{part}"] = {
+                "dtype": "F32",
+                "shape": shape,
+                "data_offsets": [4 * len(tensors), 4 * len(tensors) + 4],
+            }
+    return json.dumps({"__metadata__": {"pure": pure}, **tensors}).encode()
+
+
+def bombs(folder):
+    """Files that are small or of moderate size and once took gigabytes, minutes, or a raw error."""
+    head = {
+        "format": "pure-basis",
+        "version": 2,
+        "rule": "energy",
+        "structure": "whole layer",
+        "model": {},
+        "sites": {},
+    }
+    nested = "[" * 989 + "]" * 989
+    many = {f"l{i}": {"width": 1, "heads": 1, "context": 1} for i in range(3 * MOST_SITES)}
+    parts = {
+        "94 MB of lists": (json.dumps({**head, "extra": 0}).replace("0}", "[" + "[]," * 31_000_000 + "[]]}"), 0),
+        "a list of a million": (json.dumps({**head, "recipe": {"settings": {"x": [{}] * 1_000_000}}}), 0),
+        "nested 989 deep": (json.dumps({**head, "recipe": 0}).replace("0}", nested + "}"), 0),
+        "too many layers": (json.dumps({**head, "model": {"family": "a", "weights": "b"}, "sites": many}), 0),
+        "long text": (json.dumps({**head, "model": {"family": "x" * 1_000_000, "weights": ""}}), 0),
+    }
+    for name, (text, layers) in parts.items():
+        path = folder / f"{name.replace(' ', '_')}.safetensors"
+        write_raw(path, raw_header(text, layers))
+        yield path
+
+
+def test_files_that_are_bombs_are_refused_in_words_at_once(tmp_path):
+    process = psutil.Process()
+    for path in bombs(tmp_path):
+        before, began = process.memory_info().rss, time.process_time()
+        with pytest.raises(PureError, match="is not a PURE basis") as refused:
+            load_basis(path)
+        assert len(str(refused.value)) < 300
+        assert time.process_time() - began < 10
+        assert process.memory_info().rss - before < 256 * 2**20, path.name
+    assert (tmp_path / "94_MB_of_lists.safetensors").stat().st_size > 20 * MOST_HEADER
+
+
+@pytest.mark.parametrize("kind", ["dangling", "loop", "fifo", "folder"])
+def test_what_is_no_file_is_refused_in_words(tmp_path, kind):
+    path = tmp_path / "b.safetensors"
+    make = {
+        "dangling": lambda: path.symlink_to(tmp_path / "nowhere"),
+        "loop": lambda: path.symlink_to(path),
+        "fifo": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+    }
+    make[kind]()
+    with pytest.raises(PureError, match=r"There is no file|is no file|is not a PURE basis"):
         load_basis(path)
 
 
@@ -118,19 +252,6 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
         load_basis(tmp_path / "b.safetensors")
     with pytest.raises(PureError, match="no file"):
         load_basis(tmp_path / "missing.safetensors")
-
-
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    target = tmp_path / "x.bin"
-    target.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), atomic_path(target) as part:
-        part.write_bytes(b"half")
-        raise KeyboardInterrupt
-    assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
-    with atomic_path(target) as part:
-        part.write_bytes(b"new")
-        assert target.read_bytes() == b"old"
-    assert target.read_bytes() == b"new" and list(tmp_path.iterdir()) == [target]
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -158,7 +279,7 @@ def test_2000_mutated_files_are_read_right_or_refused(tmp_path):
     for _ in range(2000):
         path.write_bytes(mutate(data, rng))
         try:
-            for layer in load_basis(path).layers.values():
+            for layer in load_basis(path).sites.values():
                 assert torch.isfinite(layer.u).all() and layer.u.shape == layer.m.shape
         except PureError:
             refused += 1
@@ -166,19 +287,3 @@ def test_2000_mutated_files_are_read_right_or_refused(tmp_path):
     assert psutil.Process().memory_info().rss - before < 64 * 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert peak - max(before, peaked) < 512 * 2**20  # never a mutated header's worth of memory, not even for a moment
-
-
-def test_an_edit_that_does_not_follow_from_its_bases_is_refused(tmp_path):
-    for rule in ("energy", "contrast"):
-        path = tmp_path / f"{rule}.safetensors"
-        save_basis(basis(rule), path)
-        rewrite(path, lambda t, h: t.update({first(t, "m"): t[first(t, "m")] * 1.5}))
-        with pytest.raises(PureError, match="does not follow from its bases"):
-            load_basis(path)
-
-
-def test_a_disk_that_does_not_take_the_file_is_a_sentence(tmp_path):
-    with pytest.raises(PureError, match="could not be written"), atomic_path(tmp_path / "x.bin") as part:
-        part.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert list(tmp_path.iterdir()) == []

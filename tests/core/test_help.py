@@ -24,7 +24,7 @@ def test_the_page_is_a_nodes(page):
 def test_the_node_has_a_page_that_names_its_inputs(node):
     page = (pack.PROJECT / "web" / "docs" / f"{node}.md").read_text(encoding="utf-8")
     schema = NODES[node].split(f'node_id="{node}"')[1].split("outputs=[")[0]
-    inputs = re.findall(r'Input\(\s*"(\w+)"', schema)
+    inputs = re.findall(r'(?:Input\(\s*|wire\(\s*sockets\.\w+,\s*)"(\w+)"', schema)
     assert inputs
     cells = [
         cell for line in page.splitlines() if line.startswith("| ") for cell in re.findall(r"\w+", line.split("|")[1])

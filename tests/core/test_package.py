@@ -84,7 +84,7 @@ def test_comfy_cli_finds_no_fault_and_packs_what_is_listed(tmp_path):
     assert {f.split("/")[0] for f in packed} == LISTED and size < 2**20
     assert packed ^ set(archived()) <= set(
         subprocess.run(
-            ["git", "diff", "--name-only", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+            ["git", "diff", "--no-renames", "--name-only", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout.split()
     )  # but for what is not committed yet
     (tmp_path / "clone" / "nodes" / "prompts.py").write_text("exec('1')\n", encoding="utf-8")  # control

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from pure_pack.pure_core.energy import factors, mean_squared_sine, principal_cosines
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.lora import lora_factors
-from pure_pack.pure_core.projection import check_strength, edit_matrix, iterate, paper_factors, weight_delta
-from pure_pack.pure_core.subspace import mean_squared_sine, principal_cosines
+from pure_pack.pure_core.projection import check_strength, edit_matrix, iterate, weight_delta
 
 from spaces import KINDS, orthonormal, pair
 
@@ -22,7 +22,7 @@ def definition(v_f, v_r):
 @pytest.mark.parametrize("kind", KINDS)
 def test_factors_equal_the_definition(kind):
     v_f, v_r = pair(kind)
-    u, m = paper_factors(v_f, v_r)
+    u, m = factors(v_f, v_r)
     assert (edit_matrix(u, m) - definition(v_f, v_r)).abs().max() < TIGHT
 
 
@@ -31,11 +31,9 @@ def test_factors_equal_the_definition(kind):
 @pytest.mark.parametrize("iterations", [1, 2, 4])
 def test_the_retain_space_is_kept_exactly(kind, strength, iterations):
     v_f, v_r = pair(kind)
-    e = edit_matrix(*paper_factors(v_f, v_r), strength, iterations)
+    e = edit_matrix(*factors(v_f, v_r), strength, iterations)
     assert (e @ v_r - v_r).abs().max() < TIGHT if v_r.shape[1] else True
-    moved = (
-        edit_matrix(*paper_factors(v_f, v_r[:, :0]), strength, iterations) @ v_r
-    )  # control: without the retain basis
+    moved = edit_matrix(*factors(v_f, v_r[:, :0]), strength, iterations) @ v_r  # control: without the retain basis
     if kind in ("random", "overlapping", "nested"):
         assert (moved - v_r).abs().max() > 1e-2
 
@@ -44,7 +42,7 @@ def test_the_retain_space_is_kept_exactly(kind, strength, iterations):
 @pytest.mark.parametrize("iterations", [1, 2, 3, 4])
 def test_on_the_forget_space_the_eigenvalues_are_squared_cosines(kind, iterations):
     v_f, v_r = pair(kind)
-    e = edit_matrix(*paper_factors(v_f, v_r), 1.0, iterations)
+    e = edit_matrix(*factors(v_f, v_r), 1.0, iterations)
     inside = v_f.T @ e @ v_f
     assert (e @ v_f - v_f @ inside).abs().max() < TIGHT  # E maps span(V_F) into itself
     cosines = torch.zeros(v_f.shape[1], dtype=torch.float64)
@@ -56,25 +54,23 @@ def test_on_the_forget_space_the_eigenvalues_are_squared_cosines(kind, iteration
 
 def test_a_direction_in_both_spaces_is_kept_whole_and_an_orthogonal_one_goes():
     v_f, v_r = pair("overlapping")
-    e = edit_matrix(*paper_factors(v_f, v_r))
+    e = edit_matrix(*factors(v_f, v_r))
     assert (e @ v_f[:, 0] - v_f[:, 0]).norm() < TIGHT
     v_f, v_r = pair("orthogonal")
-    assert (edit_matrix(*paper_factors(v_f, v_r)) @ v_f).abs().max() < TIGHT
+    assert (edit_matrix(*factors(v_f, v_r)) @ v_f).abs().max() < TIGHT
 
 
 def test_a_concept_inside_the_retain_space_is_not_erased_at_all():
     v_f, v_r = pair("nested")
     assert mean_squared_sine(v_f, v_r) < 1e-12
-    assert (edit_matrix(*paper_factors(v_f, v_r)) - torch.eye(len(v_f))).abs().max() < TIGHT
+    assert (edit_matrix(*factors(v_f, v_r)) - torch.eye(len(v_f))).abs().max() < TIGHT
 
 
 def test_e_is_no_contraction_and_its_norms_are_those_of_the_worst_angle():
     def norm_at(theta, n):
         v_r = torch.tensor([[math.cos(theta)], [math.sin(theta)]], dtype=torch.float64)
         return float(
-            torch.linalg.matrix_norm(
-                edit_matrix(*paper_factors(torch.eye(2, dtype=torch.float64)[:, :1], v_r), 1.0, n), 2
-            )
+            torch.linalg.matrix_norm(edit_matrix(*factors(torch.eye(2, dtype=torch.float64)[:, :1], v_r), 1.0, n), 2)
         )
 
     angles = torch.linspace(0.0, math.pi / 2, 2001).tolist()
@@ -82,7 +78,7 @@ def test_e_is_no_contraction_and_its_norms_are_those_of_the_worst_angle():
         assert max(norm_at(t, n) for t in angles) == pytest.approx(norm, abs=5e-3)
     v_f, v_r = pair("overlapping")
     outside = (torch.eye(len(v_f), dtype=torch.float64) - v_f @ v_f.T) @ v_r[:, 3]  # orthogonal to F, not to R
-    added = edit_matrix(*paper_factors(v_f, v_r)) @ outside - outside
+    added = edit_matrix(*factors(v_f, v_r)) @ outside - outside
     assert (added - v_f @ v_f.T @ v_r @ v_r.T @ outside).norm() < TIGHT < added.norm()
 
 
@@ -90,7 +86,7 @@ def test_e_is_no_contraction_and_its_norms_are_those_of_the_worst_angle():
 @pytest.mark.parametrize("iterations", [1, 2, 3, 4])
 def test_iterated_factors_are_the_power(kind, iterations):
     v_f, v_r = pair(kind)
-    u, m = paper_factors(v_f, v_r)
+    u, m = factors(v_f, v_r)
     eye = torch.eye(len(v_f), dtype=torch.float64)
     u_n, m_n = iterate(u, m, iterations)
     assert (eye - u_n @ m_n.T - torch.linalg.matrix_power(definition(v_f, v_r), iterations)).abs().max() < TIGHT
@@ -100,7 +96,7 @@ def test_iterated_factors_are_the_power(kind, iterations):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_edit_is_a_lora_exactly_on_both_sides(kind):
     v_f, v_r = pair(kind)
-    u, m = paper_factors(v_f, v_r)
+    u, m = factors(v_f, v_r)
     e, weight = edit_matrix(u, m), orthonormal(48, 48, 9)[:, :30]
     up, down = lora_factors(weight, u, m, "left")
     assert (weight + up @ down - e @ weight).abs().max() < 1e-13 and up.shape[1] == v_f.shape[1]
@@ -112,7 +108,7 @@ def test_the_edit_is_a_lora_exactly_on_both_sides(kind):
 
 def test_the_loras_rank_is_that_of_f_without_its_part_in_r():
     v_f, v_r = pair("overlapping")
-    up, down = lora_factors(orthonormal(48, 48, 9), *paper_factors(v_f, v_r), "left")
+    up, down = lora_factors(orthonormal(48, 48, 9), *factors(v_f, v_r), "left")
     assert int(torch.linalg.matrix_rank(up @ down, rtol=1e-9)) == 6 - 2
 
 
@@ -122,14 +118,14 @@ def test_two_such_loras_stacked_do_not_compose():
     none = v[:, :0]
     one, other = v[:, :2], v[:, 1:3]
     eye = torch.eye(20, dtype=torch.float64)
-    stacked = eye - sum(u @ m.T for u, m in (paper_factors(one, none), paper_factors(other, none)))
+    stacked = eye - sum(u @ m.T for u, m in (factors(one, none), factors(other, none)))
     assert (stacked @ v[:, 1] + v[:, 1]).norm() < TIGHT
-    assert (edit_matrix(*paper_factors(v, none)) @ v[:, 1]).norm() < TIGHT
+    assert (edit_matrix(*factors(v, none)) @ v[:, 1]).norm() < TIGHT
 
 
 def test_right_multiplying_the_output_weight_projects_the_activation():
     v_f, v_r = pair("random")
-    u, m = paper_factors(v_f, v_r)
+    u, m = factors(v_f, v_r)
     w_o, h = orthonormal(48, 48, 4), orthonormal(48, 7, 5)
     edited = w_o - weight_delta(w_o, u, m, "right")
     assert (edited @ h - w_o @ (edit_matrix(u, m) @ h)).abs().max() < 3e-14
@@ -139,18 +135,18 @@ def test_right_multiplying_the_output_weight_projects_the_activation():
 def test_half_precision_bounds_what_is_stored(dtype, bound):
     v_f, v_r = pair("random")
     weight = orthonormal(48, 48, 9)
-    exact = edit_matrix(*paper_factors(v_f, v_r)) @ weight
+    exact = edit_matrix(*factors(v_f, v_r)) @ weight
     error = float((exact.to(dtype).double() - exact).norm() / exact.norm())
     assert 0 < error < bound
 
 
 @pytest.mark.parametrize("strength", [float("nan"), -0.1, 1.1, float("inf")])
 def test_strength_outside_nothing_and_all_is_refused(strength):
-    with pytest.raises(PureError, match="strength is"):
+    with pytest.raises(PureError, match="strength must be"):
         check_strength(strength)
 
 
 @pytest.mark.parametrize("iterations", [0, 5])
 def test_iterations_outside_their_range_are_refused(iterations):
-    with pytest.raises(PureError, match="iterations is"):
-        iterate(*paper_factors(*pair("random")), iterations)
+    with pytest.raises(PureError, match="iterations must be"):
+        iterate(*factors(*pair("random")), iterations)

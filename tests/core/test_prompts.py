@@ -1,44 +1,75 @@
 import pytest
 from pure_pack.pure_core.errors import PureError
-from pure_pack.pure_core.prompts import EMPTY, PRESETS, make_prompts
+from pure_pack.pure_core.prompts import EMPTY, PRESETS, anchor_prompts, make_prompts
 
 
-def test_six_phrasings_a_concept_and_the_empty_prompt_for_retain_only():
-    forget, _ = make_prompts("zorbo\nmiplo")
-    assert len(forget.pairs) == 12 and forget.concepts == ("zorbo", "miplo")
+def test_six_phrasings_a_concept_and_the_empty_prompt_to_keep():
+    forget, keep, _ = make_prompts("zorbo\nmiplo", "fintolo")
+    assert len(forget.pairs) == 12 and forget.concepts == ("zorbo", "miplo") and forget.role == "forget"
     assert ("zorbo", "a photo of zorbo") in forget.pairs
-    retain, _ = make_prompts("zorbo", role="retain")
-    assert retain.pairs[-1] == (EMPTY, "") and len(retain.pairs) == 7
-    assert len(make_prompts("zorbo", role="retain", include_empty_prompt=False)[0].pairs) == 6
+    assert keep.pairs[-1] == (EMPTY, "") and len(keep.pairs) == 7 and keep.role == "retain"
+    assert len(make_prompts("zorbo", "fintolo", include_empty_prompt=False)[1].pairs) == 6
 
 
 def test_blank_and_repeated_lines_are_ignored_and_counted():
-    prompts, listing = make_prompts("Van  Gogh\n\n  van gogh \n\t\nMonet")
+    prompts, keep, listing = make_prompts("Van  Gogh\n\n  van gogh \n\t\nMonet", "Hokusai")
     assert prompts.concepts == ("Van Gogh", "Monet")
     assert "2 blank lines ignored" in listing and "1 repeated line ignored" in listing
-    assert len(listing.splitlines()) == 1 + len(prompts.pairs)
+    assert len(listing.splitlines()) == 2 + len(prompts.pairs) + len(keep.pairs)
 
 
 def test_own_templates_replace_the_presets_and_free_text_uses_none():
-    prompts, _ = make_prompts("zorbo", templates="{} at night\n{} on grass")
-    assert [p for _, p in prompts.pairs] == ["zorbo at night", "zorbo on grass"]
-    free, _ = make_prompts("a round thing {with braces}", preset="free text", templates="a photo of {}")
-    assert [p for _, p in free.pairs] == ["a round thing {with braces}"]
+    assert anchor_prompts("zorbo", "forget", templates="{} at night\n{} on grass").texts == (
+        "zorbo at night",
+        "zorbo on grass",
+    )
+    free = anchor_prompts("a round thing {with braces}", "forget", preset="free text", templates="a photo of {}")
+    assert free.texts == ("a round thing {with braces}",)
+
+
+@pytest.mark.parametrize("form", ["{} {a|b}", "{}, {red|blue}", "a {red|blue} {} x"])
+def test_a_template_may_have_choices_of_the_frontend(form):
+    assert anchor_prompts("zorbo", "forget", templates=form).texts == (form.replace("{}", "zorbo"),)
+
+
+@pytest.mark.parametrize("form", ["no place", "{} and {}", "{{}}", "a {red|blue} x"])
+def test_a_template_without_one_place_is_refused(form):
+    with pytest.raises(PureError, match="exactly once"):
+        anchor_prompts("zorbo", "forget", templates=form)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("forget", "keep", "words"),
     [
-        ({"concepts": " \n"}, "no prompts"),
-        ({"concepts": "a", "preset": "nonsense"}, "preset is 'nonsense'"),
-        ({"concepts": "a", "role": "nonsense"}, "role is 'nonsense'"),
-        ({"concepts": "a", "templates": "no place"}, "exactly once"),
-        ({"concepts": "a", "templates": "{} and {}"}, "exactly once"),
+        (" \n", "a", "forget box is empty"),
+        ("a\nVan  Gogh", "b\nvan gogh", "'Van Gogh': in both lists"),
+        ("zorbo", "a photo of zorbo", "'a photo of zorbo': in both lists"),
     ],
 )
-def test_what_cannot_be_used_is_refused_by_name(arguments, words):
+def test_lists_that_cannot_work_are_refused(forget, keep, words):
     with pytest.raises(PureError, match=words):
-        make_prompts(**arguments)
+        make_prompts(forget, keep)
+    make_prompts("zorbo", "miplo")  # control
+
+
+def test_a_preset_that_does_not_exist_is_refused_by_name():
+    with pytest.raises(PureError, match=r"preset must be one of .* it is 'nonsense'"):
+        make_prompts("a", "b", preset="nonsense")
+
+
+@pytest.mark.parametrize(
+    ("line", "warned"),
+    [
+        ("saber (fate)", r"saber \(fate\)"),
+        (r"saber \(fate\)", None),
+        ("(red:1.2) car", None),
+        ("a plain car", None),
+    ],
+)
+def test_parentheses_that_the_host_reads_as_emphasis_are_warned_of(line, warned):
+    listing = make_prompts("zorbo", line)[2]
+    assert ("Warning" in listing) == (warned is not None)
+    assert warned is None or f"Write {warned} for" in listing
 
 
 def test_every_preset_but_free_text_has_six_distinct_templates():
@@ -47,5 +78,5 @@ def test_every_preset_but_free_text_has_six_distinct_templates():
         assert all(form.count("{}") == 1 for form in forms)
 
 
-def test_an_empty_prompt_alone_is_a_retain_set():
-    assert make_prompts("", role="retain")[0].pairs == ((EMPTY, ""),)
+def test_an_empty_keep_box_keeps_the_empty_prompt():
+    assert make_prompts("zorbo", "")[1].pairs == ((EMPTY, ""),)

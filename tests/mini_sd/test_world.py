@@ -96,7 +96,7 @@ def test_the_judge_of_attributes_sees_what_captions_ask_for(unet):
         np.mean(
             [
                 (s["kind"], s["shape"], s["color"]) == ("shapes", e["shape"], e["color"])
-                for s, e in zip(shapes, entries, strict=True)
+                for s, e in zip(shapes, entries[:48], strict=True)
             ]
         )
         >= 0.95

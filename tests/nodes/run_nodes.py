@@ -8,14 +8,21 @@ import torch
 from pure_pack.nodes.apply import ApplyProjection
 from pure_pack.nodes.basis import BuildBasis
 from pure_pack.nodes.capture import CaptureActivations
-from pure_pack.nodes.host.layers import cross_attention_layers
+from pure_pack.nodes.host.sites import attention_sites
+from pure_pack.nodes.host.weights import base_weight
 from pure_pack.nodes.prompts import ConceptPrompts
 
 from benchmarks.erasers import call, run
 
 
 def prompts(concepts, role="forget", **inputs):
-    return run(ConceptPrompts, concepts=concepts, role=role, **inputs)[0]
+    """What PURE_ConceptPrompts gives of one of its boxes; the other one holds something else."""
+    boxes = (
+        {"forget": concepts, "keep": ""}
+        if role == "forget"
+        else {"forget": "what is in the other box", "keep": concepts}
+    )
+    return run(ConceptPrompts, **boxes, **inputs)[0 if role == "forget" else 1]
 
 
 SMALL = {"steps": 4, "recorded_steps": 2, "latents": 1, "width": 64, "height": 64, "batch_size": 8}
@@ -43,14 +50,14 @@ def report(node, **inputs):
 def with_lora(model, seed=3):
     """A clone of MODEL with a rank-4 LoRA on every cross-attention weight, by the host's own adapter class."""
     generator, patches = torch.Generator().manual_seed(seed), {}
-    for layer in cross_attention_layers(model):
+    for site in attention_sites(model):
         for projection in ("keys", "values", "output"):
-            shape = model.get_key_patches(layer.key(projection))[layer.key(projection)][0][0].shape
+            shape = base_weight(model, site.key(projection)).shape
             up, down = (
                 torch.randn(shape[0], 4, generator=generator) * 0.05,
                 torch.randn(4, shape[1], generator=generator) * 0.05,
             )
-            patches[layer.key(projection)] = comfy.weight_adapter.LoRAAdapter(set(), (up, down, 4.0, None, None, None))
+            patches[site.key(projection)] = comfy.weight_adapter.LoRAAdapter(set(), (up, down, 4.0, None, None, None))
     clone = model.clone()
     assert len(clone.add_patches(patches, 1.0)) == len(patches)
     return clone

@@ -3,6 +3,7 @@
 Nothing half-written gets a name.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,8 +15,9 @@ import folder_paths
 import pytest
 from pure_pack.nodes.basis import SaveBasis
 from pure_pack.nodes.export import SaveCheckpoint, SaveLoRA
-from pure_pack.nodes.host import saving
+from pure_pack.nodes.host import checkpoint, lora_file, paths
 from pure_pack.pure_core.errors import PureError
+from safetensors.torch import load_file
 
 from run_nodes import apply, build, capture, prompts, run
 
@@ -61,6 +63,12 @@ def saves(mini, basis):
     }
 
 
+def look_away(monkeypatch):
+    """Nobody asks how much room there is."""
+    for module in (checkpoint, lora_file, paths):
+        monkeypatch.setattr(module, "check_room", lambda *_: None)
+
+
 @pytest.mark.parametrize("what", ["checkpoint", "lora", "basis"])
 @pytest.mark.parametrize("known", [True, False])
 def test_a_full_disk(mini, basis, small_disk, monkeypatch, what, known):
@@ -68,15 +76,15 @@ def test_a_full_disk(mini, basis, small_disk, monkeypatch, what, known):
     filler = b"x" * (2**20 - 2**15)
     (small_disk / "x_00001_.safetensors").write_bytes(filler)
     if not known:
-        monkeypatch.setattr(saving, "check_room", lambda *_: None)
-    with pytest.raises(PureError, match="make room or choose another folder"):
+        look_away(monkeypatch)
+    with pytest.raises(PureError, match="Make room or choose another"):
         saves(mini, basis)[what]()
     assert {p.name: p.read_bytes() for p in small_disk.iterdir()} == {"x_00001_.safetensors": filler}
 
 
 @pytest.mark.parametrize("what", ["checkpoint", "lora", "basis"])
 def test_a_read_only_disk(mini, basis, small_disk, monkeypatch, what):
-    monkeypatch.setattr(saving, "check_room", lambda *_: None)
+    look_away(monkeypatch)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(PureError, match="could not be written"):
         saves(mini, basis)[what]()
@@ -99,20 +107,37 @@ with torch.inference_mode():
 """
 
 
-def test_a_kill_in_the_middle_of_a_save(tmp_path):
+def written_parts(folder):
+    """Files that are being written, with how large they are.
+
+    The pack's own, and the safetensors library's beside it.
+    """
+    found = {}
+    for path in folder.glob(".pure-*.part/*"):
+        with contextlib.suppress(OSError):  # gone since
+            found[path] = path.stat().st_size
+    return found
+
+
+def test_a_kill_in_the_middle_of_a_write(tmp_path, mini, basis):
+    """The second of many saves is killed while its file grows; the next save by a living process clears up after it."""
     code = CHILD.format(tools=str(HERE.parent.parent / "tools"), here=str(HERE), output=str(tmp_path))
     child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_WAIT_POLICY": "passive"})
-    end = time.monotonic() + 120
-    while not (parts := [p for p in tmp_path.glob("*.part") if p.exists() and p.name.startswith(".x_00002_")]):
-        assert child.poll() is None and time.monotonic() < end
-        time.sleep(0.002)
+    end, whole = time.monotonic() + 300, tmp_path / "x_00001_.safetensors"
+    while not (whole.exists() and any(path.name.startswith(".tmp") for path in written_parts(tmp_path))):
+        assert child.poll() is None and time.monotonic() < end  # the library writes a .tmp first, and renames it
     child.send_signal(signal.SIGKILL)
     child.wait()
-    assert [p.name for p in tmp_path.glob("*.safetensors")] == ["x_00001_.safetensors"]  # the whole one from before
-    folder_paths.get_filename_list("checkpoints")
-    assert not any(
-        str(p).endswith(tuple(folder_paths.supported_pt_extensions)) for p in parts
-    )  # no loader lists what is left
-    from safetensors.torch import load_file
-
-    assert len(load_file(tmp_path / "x_00001_.safetensors")) > 500
+    left = written_parts(tmp_path)
+    assert sum(left.values()) > 2**20, "the kill came in the write"
+    assert [p.name for p in tmp_path.glob("*.safetensors")] == [whole.name]  # the whole one from before
+    suffixes = tuple(folder_paths.supported_pt_extensions)
+    assert not any(str(path).endswith(suffixes) for path in left)  # no loader lists what is left
+    assert len(load_file(whole)) > 500
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(tmp_path))
+    try:
+        run(SaveBasis, basis=basis, filename_prefix="y")
+    finally:
+        folder_paths.set_output_directory(before)
+    assert written_parts(tmp_path) == {} and list(tmp_path.glob(".*")) == []

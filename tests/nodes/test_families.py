@@ -9,9 +9,10 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
-from pure_pack.nodes.host import precision, saving
-from pure_pack.nodes.host.layers import cross_attention_layers
-from pure_pack.nodes.host.patches import edits_of, effective_weight
+from pure_pack.nodes.host import checkpoint, lora_file, precision
+from pure_pack.nodes.host.patches import edits_of
+from pure_pack.nodes.host.sites import attention_sites
+from pure_pack.nodes.host.weights import base_weight, effective_weight
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.projection import edit_matrix
 from test_recording import independent_rows
@@ -41,7 +42,7 @@ def test_every_family_from_capture_to_reload(family, tmp_path):
     state = random_state(family)
     model = load(state)
     assert (type(model.model).__name__, model.model.model_type.name) == FAMILIES[family]
-    layers, clip = cross_attention_layers(model), clip_of(model)
+    layers, clip = attention_sites(model), clip_of(model)
     assert {f"model.{layer.key('keys')}" for layer in layers} == {k for k in state if k.endswith("attn2.to_k.weight")}
 
     anchors = prompts("zorbo", **ANCHORS)
@@ -53,7 +54,7 @@ def test_every_family_from_capture_to_reload(family, tmp_path):
         # float32 through up to 70 layers, in a batch here and one by one there; the next test's control is an order of
         # magnitude above
         assert (moments.factor.T @ moments.factor - h.T @ h).norm() < 3e-5 * (h.T @ h).norm(), name
-        heads = h.view(len(h), got.heads[name], -1)
+        heads = h.view(len(h), got.shapes[name].heads, -1)
         assert heads.norm(dim=(0, 2)).min() > 1e-3 * h.norm()  # every head is live
 
     basis = build(
@@ -62,7 +63,7 @@ def test_every_family_from_capture_to_reload(family, tmp_path):
     edited = apply(model, basis)
     assert len(edits_of(edited)) == 2 * len(layers)
     for layer in layers[:: max(1, len(layers) // 5)]:
-        b = basis.layers[layer.name]
+        b = basis.sites[layer.name]
         for projection in ("keys", "values"):
             original = state[f"model.{layer.key(projection)}"].double()
             exact = edit_matrix(b.u.double(), b.m.double()) @ original
@@ -74,9 +75,9 @@ def test_every_family_from_capture_to_reload(family, tmp_path):
     latent, before = (sample(m, clip, "zorbo", steps=2) for m in (edited, model))
     assert torch.isfinite(latent).all() and (latent - before).norm() > 1e-3 * before.norm()
 
-    comfy.sd.save_checkpoint(str(tmp_path / "model.safetensors"), edited, extra_keys=saving.sampling_marks(edited))
-    assert saving.verify_checkpoint(edited, tmp_path / "model.safetensors") < 1e-6
-    saving.save_lora(edited, tmp_path / "lora.safetensors", "fp32", False, lambda: None)
+    comfy.sd.save_checkpoint(str(tmp_path / "model.safetensors"), edited, extra_keys=checkpoint.sampling_marks(edited))
+    assert checkpoint.verify_checkpoint(edited, None, None, tmp_path / "model.safetensors") < 1e-6
+    lora_file.save_lora(edited, tmp_path / "lora.safetensors", "fp32", False, lambda: None)
     again = comfy.sd.load_checkpoint_guess_config(
         str(tmp_path / "model.safetensors"), output_vae=False, output_clip=False, model_options={"dtype": torch.float32}
     )[0]
@@ -110,7 +111,7 @@ def test_what_a_model_predicts_is_known_again_from_its_saved_checkpoint(kind, tm
         )
 
     model = load({**random_state("koala 700m"), **{k: torch.tensor(v) for k, v in MARKS[kind].items()}})
-    comfy.sd.save_checkpoint(str(tmp_path / "model.safetensors"), model, extra_keys=saving.sampling_marks(model))
+    comfy.sd.save_checkpoint(str(tmp_path / "model.safetensors"), model, extra_keys=checkpoint.sampling_marks(model))
     assert told(load(comfy.utils.load_torch_file(str(tmp_path / "model.safetensors")))) == told(model)
     assert kind == "none" or told(model) != told(load(random_state("koala 700m")))  # control
 
@@ -141,12 +142,12 @@ def test_what_reduced_precision_leaves_is_reported_and_within_its_bound(mini, ba
     model = load(
         {f"model.{k}": v[0][0].to(dtype) for k, v in mini[0].get_key_patches("diffusion_model.").items()}, dtype
     )
-    assert model.get_key_patches()[cross_attention_layers(model)[0].key("keys")][0][0].dtype == dtype
+    assert base_weight(model, attention_sites(model)[0].key("keys")).dtype == dtype
     edited = apply(model, bases[rule])
     found = precision.residual(edited)
     worst = 0.0
-    for layer in cross_attention_layers(model):
-        m = edited.patches[layer.key("values")][-1][1].weights[1]
+    for layer in attention_sites(model):
+        m = edited.patches[layer.key("values")][-1][1].carried.m
         for projection in ("keys", "values"):
             key = layer.key(projection)
             before, exact = effective_weight(model, key), effective_weight(edited, key)
@@ -165,7 +166,7 @@ def test_what_reduced_precision_leaves_is_reported_and_within_its_bound(mini, ba
     assert found.dtype in text and bool(warnings) == (found.mean > precision.MATTERS)
     assert (dtype in (torch.float16, torch.bfloat16)) <= (not warnings)
     comfy.model_management.load_models_gpu([edited])  # what the host really keeps is what was computed
-    key = cross_attention_layers(model)[0].key("values")
+    key = attention_sites(model)[0].key("values")
     held = comfy.utils.get_attr(edited.model, key)
     assert held.dtype == dtype and torch.equal(
         held.float(), precision.kept_weight(edited, key, effective_weight(edited, key))
@@ -183,12 +184,12 @@ def bases(mini):
 
 def test_base_weights_are_untouched_while_loaded_and_the_module_is_after_unloading(mini, bases):
     model = mini[0]
-    keys = [layer.key(p) for layer in cross_attention_layers(model) for p in ("keys", "values")]
-    before = {k: model.get_key_patches(k)[k][0][0].clone() for k in keys}
+    keys = [layer.key(p) for layer in attention_sites(model) for p in ("keys", "values")]
+    before = {k: base_weight(model, k).clone() for k in keys}
     edited = apply(model, bases["contrast"])
     comfy.model_management.load_models_gpu([edited])
     assert not torch.equal(comfy.utils.get_attr(model.model, keys[0]), before[keys[0]])  # control: the edit is loaded
-    assert all(torch.equal(model.get_key_patches(k)[k][0][0], w) for k, w in before.items())
+    assert all(torch.equal(base_weight(model, k), w) for k, w in before.items())
     comfy.model_management.unload_all_models()
     assert all(torch.equal(comfy.utils.get_attr(model.model, k), w) for k, w in before.items())
 
@@ -201,55 +202,8 @@ def test_capture_of_a_deep_model_holds_the_moments_alone():
     model = load(random_state("koala 700m"))
     got = capture((model, clip_of(model)), prompts("\n".join(f"thing {i}" for i in range(6))), recorded_steps=1)
     held = sum(m.factor.nbytes + m.ones.nbytes for m in got.moments.values())
-    rows, layers = got.count, cross_attention_layers(model)
+    rows, layers = got.count, attention_sites(model)
     assert held <= sum(min(rows, layer.width + 1) * (layer.width + 1) * 8 for layer in layers)
-
-
-def transformer():
-    from comfy.ldm.lightricks.model import LTXVModel
-
-    return LTXVModel(num_layers=1, device="meta", operations=comfy.ops.disable_weight_init)
-
-
-def flux():
-    from comfy.ldm.flux.model import Flux, FluxParams
-
-    newer = {"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {}  # required after 0.3.75
-    return Flux(
-        **newer,
-        image_model="flux",
-        in_channels=16,
-        out_channels=16,
-        vec_in_dim=8,
-        context_in_dim=8,
-        hidden_size=128,
-        mlp_ratio=2.0,
-        num_heads=2,
-        depth=1,
-        depth_single_blocks=1,
-        axes_dim=[16, 24, 24],
-        theta=1,
-        patch_size=2,
-        qkv_bias=True,
-        guidance_embed=False,
-        device="meta",
-        operations=comfy.ops.disable_weight_init,
-        dtype=torch.float32,
-    )
-
-
-def wan():
-    from comfy.ldm.wan.model import WanModel
-
-    return WanModel(
-        dim=128,
-        ffn_dim=128,
-        num_heads=2,
-        num_layers=1,
-        device="meta",
-        operations=comfy.ops.disable_weight_init,
-        dtype=torch.float32,
-    )
 
 
 def video():
@@ -269,20 +223,10 @@ def video():
     )
 
 
-@pytest.mark.parametrize(
-    ("family", "make", "words"),
-    [
-        ("LTXV", transformer, "no U-Net"),
-        ("Flux", flux, "no U-Net"),
-        ("WAN21", wan, "no U-Net"),
-        ("SVD_img2vid", video, "makes videos"),
-    ],
-)
-def test_other_models_of_the_host_are_refused_by_family(family, make, words):
-    """Of the host's own classes; LTXV even has layers called attn2."""
-    base = type(family, (), {"diffusion_model": make()})()
-    with pytest.raises(PureError, match=rf"\({family}\).*{words}.*SD 1.x, SD 2.x, SDXL"):
-        cross_attention_layers(type("Patcher", (), {"model": base})())
+def test_a_video_model_that_is_fed_a_picture_is_refused_by_family():
+    base = type("SVD_img2vid", (), {"diffusion_model": video()})()
+    with pytest.raises(PureError, match=r"\(SVD_img2vid\) makes videos.*PURE works with SD 1, SD 2, SDXL"):
+        attention_sites(type("Patcher", (), {"model": base})())
 
 
 def test_hooked_conditioning_is_refused(mini):

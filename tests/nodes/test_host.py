@@ -16,13 +16,17 @@ METHODS = {  # of objects that the host hands in, and what the pack gives them b
     "comfy.model_patcher.ModelPatcher": {
         "clone": 0,
         "add_patches": 2,
-        "get_key_patches": 1,
         "get_model_object": 1,
         "model_size": 0,
     },
     "comfy.sd.CLIP": {"tokenize": 1, "encode_from_tokens_scheduled": 1},
     "comfy.sd.VAE": {"decode": 1},
-    "comfy.supported_models_base.BASE": {"process_unet_state_dict_for_saving": 1},
+    "comfy.supported_models_base.BASE": {
+        "process_unet_state_dict_for_saving": 1,
+        "process_clip_state_dict_for_saving": 1,
+        "process_vae_state_dict_for_saving": 1,
+        "model_type": 2,
+    },
     "comfy.weight_adapter.base.WeightAdapterBase": {"calculate_weight": 8},
     "server.PromptServer": {"send_progress_text": 2},
 }
@@ -133,7 +137,7 @@ def test_a_host_that_changed_is_named(mini, monkeypatch):
     } <= set(uses())
     monkeypatch.setattr(comfy.lora, "calculate_weight", lambda weight: weight)
     with pytest.raises(
-        pytest.fail.Exception, match=r"comfy.lora.calculate_weight does not take what patches.py gives it"
+        pytest.fail.Exception, match=r"comfy.lora.calculate_weight does not take what (lora_file|weights).py gives it"
     ):
         check("comfy.lora.calculate_weight", uses()["comfy.lora.calculate_weight"])
     monkeypatch.delattr(comfy.float, "stochastic_rounding")

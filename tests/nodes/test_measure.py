@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 from pure_pack.nodes.compare import CompareImages
-from pure_pack.nodes.host.layers import cross_attention_layers, unet_of
-from pure_pack.nodes.host.patches import ProjectionAdapter, edits_of, effective_weight
+from pure_pack.nodes.host.patches import ProjectionAdapter, edits_of
+from pure_pack.nodes.host.sites import attention_sites, diffusion_model
+from pure_pack.nodes.host.weights import effective_weight
 from pure_pack.nodes.measure import MeasureLeakage
 from pure_pack.pure_core.errors import PureError
 
@@ -68,7 +69,7 @@ def random_edit(model, edited, seed=3):
 def test_a_clone_reads_one_a_random_edit_stays_high_and_a_real_one_reads_low(mini, edited, measured):
     same, texts = measured(mini[0].clone())
     assert same["leakage"] == 1.0 and same["movement"] == 0.0 and "no edit between them" in texts[0]
-    assert len(same["layers"]) == len(cross_attention_layers(mini[0]))
+    assert len(same["layers"]) == len(attention_sites(mini[0]))
     real, other = measured(edited)[0], measured(random_edit(mini[0], edited))[0]
     assert real["leakage"] < 0.5 < 0.8 < other["leakage"], (real["leakage"], other["leakage"])
 
@@ -79,7 +80,7 @@ def test_an_edit_of_the_output_is_seen_as_one_of_the_values(mini, concept_basis,
         output["leakage"],
         values["leakage"],
     )
-    first = cross_attention_layers(mini[0])[
+    first = attention_sites(mini[0])[
         0
     ].name  # its queries no edit changes: before `to_out` an edit of the output would not show at all
     assert output["layers"][first]["leakage"] < 0.95 and output["layers"][first]["leakage"] == pytest.approx(
@@ -89,7 +90,7 @@ def test_an_edit_of_the_output_is_seen_as_one_of_the_values(mini, concept_basis,
 
 def test_probes_in_each_others_place_are_refused(mini, edited):
     inputs = {"original": mini[0], "edited": edited, "clip": mini[1], **SIZE}
-    with pytest.raises(PureError, match="concept probes come from a node with the role retain"):
+    with pytest.raises(PureError, match="have to be prompts to forget"):
         run(MeasureLeakage, concept_probes=prompts("zorbo", role="retain"), retain_probes=prompts(CONCEPT), **inputs)
 
 
@@ -118,7 +119,7 @@ def test_other_models_and_single_probes_are_refused(mini, edited):
             retain_probes=prompts("zorbo", role="retain"),
             **SIZE,
         )
-    with pytest.raises(PureError, match="at least two prompts"):
+    with pytest.raises(PureError, match="'miplo' has one probe only"):
         run(
             MeasureLeakage,
             original=mini[0],
@@ -134,7 +135,7 @@ def test_compared_images_are_what_the_standard_nodes_draw(mini, edited):
     import nodes as host_nodes
 
     model, clip, vae = mini
-    texts = ["miplo in a meadow", "a picture of zorbo", ""]
+    texts = ["miplo in a meadow", "a picture of zorbo"]
     settings = {"seed": 9, "steps": 3, "cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
     grid, before, after = run(
         CompareImages,
@@ -142,7 +143,7 @@ def test_compared_images_are_what_the_standard_nodes_draw(mini, edited):
         edited=edited,
         clip=clip,
         vae=vae,
-        prompts=prompts("\n".join(texts[:2]), role="retain", preset="free text"),
+        prompts="\n".join(texts),
         columns=2,
         negative="blue",
         **settings,
@@ -163,35 +164,38 @@ def test_compared_images_are_what_the_standard_nodes_draw(mini, edited):
 
 def test_the_measures_report_shows_on_the_node_and_says_what_it_cost(mini, edited):
     evaluated = []
-    handle = unet_of(mini[0]).register_forward_pre_hook(lambda _, args: evaluated.append(len(args[0])))
+    handle = diffusion_model(mini[0]).register_forward_pre_hook(lambda _, args: evaluated.append(len(args[0])))
     text = report(
         MeasureLeakage,
         original=mini[0],
         edited=edited,
         clip=mini[1],
-        concept_probes=prompts(CONCEPT, templates="{}"),
+        concept_probes=prompts(CONCEPT, templates="{}\n{} at night"),
         retain_probes=prompts("dorrit", role="retain", templates="{}"),
         steps=2,
         **SIZE,
     )
     handle.remove()
-    assert text.startswith("Leakage 0.") and "Retained: dorrit" in text
+    lines = len(CONCEPT.splitlines())
     assert (
-        f"{sum(evaluated)} U-Net evaluations." in text and sum(evaluated) == (2 + 1 + 2 * 2) * 2
-    )  # concept, its measured half, retained twice; 2 steps
+        text.startswith(("Most of the concept", "Some of the concept", "Little of the concept"))
+        and "Kept: dorrit" in text
+    )
+    assert f"{sum(evaluated)} evaluations of a MODEL." in text
+    assert sum(evaluated) == 2 * (2 * lines + 2) * 2  # both MODELs, all probes, 2 steps
 
 
 @pytest.mark.parametrize("name", ["sampler_name", "scheduler"])
 def test_pictures_are_not_compared_with_another_sampler_than_the_one_asked_for(mini, edited, name):
     """The host's own KSampler would silently take the first of its list."""
-    with pytest.raises(PureError, match=f"{name} is 'nonsense'"):
+    with pytest.raises(PureError, match=f"{name} must be one of .*it is 'nonsense'"):
         run(
             CompareImages,
             original=mini[0],
             edited=edited,
             clip=mini[1],
             vae=mini[2],
-            prompts=prompts("zorbo", preset="free text"),
+            prompts="zorbo",
             **{"steps": 1, name: "nonsense"},
             **SIZE,
         )

@@ -1,15 +1,19 @@
 """The edit on a MODEL: equal to its definition with and without LoRAs, exact at strength 0, repeatable, and nothing
 else changes."""
 
+from dataclasses import replace
+
 import comfy.lora
 import comfy.sd
 import comfy.weight_adapter
 import pytest
 import torch
-from pure_pack.nodes.host.layers import cross_attention_layers, fingerprint
-from pure_pack.nodes.host.patches import ProjectionAdapter, effective_weight
+from pure_pack.nodes.host.identity import weights_digest
+from pure_pack.nodes.host.patches import ProjectionAdapter
+from pure_pack.nodes.host.sites import attention_sites
+from pure_pack.nodes.host.weights import effective_weight
 from pure_pack.pure_core.errors import PureError
-from pure_pack.pure_core.projection import ConceptBasis, edit_matrix
+from pure_pack.pure_core.projection import edit_matrix
 
 from run_nodes import apply, build, capture, prompts, run, sample, with_lora
 
@@ -51,8 +55,8 @@ def test_effective_weights_equal_the_definition(mini, bases, rule, structure, wh
     for iterations in (1, 2, 4) if rule == "energy" else (1, 3):
         for strength in (1.0, 0.4):
             edited = apply(before, basis, where=where, iterations=iterations, strength=strength)
-            for layer in cross_attention_layers(model)[::3]:
-                b = basis.layers[layer.name]
+            for layer in attention_sites(model)[::3]:
+                b = basis.sites[layer.name]
                 e = edit_matrix(b.u.double(), b.m.double(), strength, iterations)
                 for projection in ("keys", "values", "output"):
                     key = layer.key(projection)
@@ -66,8 +70,8 @@ def test_effective_weights_equal_the_definition(mini, bases, rule, structure, wh
 
 
 def test_right_multiplied_output_projects_the_activation_that_is_recorded(mini, bases):
-    b = next(iter(bases["energy", "whole layer"].layers.values()))
-    layer = cross_attention_layers(mini[0])[0]
+    b = next(iter(bases["energy", "whole layer"].sites.values()))
+    layer = attention_sites(mini[0])[0]
     edited = apply(mini[0], bases["energy", "whole layer"], where="output", iterations=1)
     w_o, h = effective_weight(mini[0], layer.key("output")), torch.randn(5, layer.width)
     assert torch.allclose(
@@ -77,16 +81,16 @@ def test_right_multiplied_output_projects_the_activation_that_is_recorded(mini, 
 
 def test_two_edits_in_a_row_are_the_product(mini, bases):
     a, b = bases["energy", "whole layer"], bases["contrast", "whole layer"]
-    edited, layer = apply(apply(mini[0], a, iterations=1), b, iterations=1), cross_attention_layers(mini[0])[1]
-    e = edit_matrix(b.layers[layer.name].u.double(), b.layers[layer.name].m.double()) @ edit_matrix(
-        a.layers[layer.name].u.double(), a.layers[layer.name].m.double()
+    edited, layer = apply(apply(mini[0], a, iterations=1), b, iterations=1), attention_sites(mini[0])[1]
+    e = edit_matrix(b.sites[layer.name].u.double(), b.sites[layer.name].m.double()) @ edit_matrix(
+        a.sites[layer.name].u.double(), a.sites[layer.name].m.double()
     )
     want = e @ effective_weight(mini[0], layer.key("values")).double()
     assert (effective_weight(edited, layer.key("values")) - want).norm() < 2e-6 * want.norm()
 
 
 def test_a_lora_after_the_edit_is_added_to_it(mini, bases):
-    edited, layer = apply(mini[0], bases["contrast", "whole layer"]), cross_attention_layers(mini[0])[0]
+    edited, layer = apply(mini[0], bases["contrast", "whole layer"]), attention_sites(mini[0])[0]
     key = layer.key("values")
     added = effective_weight(with_lora(edited), key) - effective_weight(edited, key)
     assert torch.allclose(added, effective_weight(with_lora(mini[0]), key) - effective_weight(mini[0], key), atol=1e-6)
@@ -127,17 +131,17 @@ def test_the_adapter_survives_what_other_hosts_do_to_it(bases):
 
     Lowvram computes in the weight's own type.
     """
-    b = next(iter(bases["energy", "whole layer"].layers.values()))
-    adapter = ProjectionAdapter({"k"}, (b.u, b.m, "left"))
+    b = next(iter(bases["energy", "whole layer"].sites.values()))
+    adapter = ProjectionAdapter({"k"}, (b.u, b.m, "left", "", {}))
     rebuilt = type(adapter)(adapter.loaded_keys, adapter.weights)
-    weight = torch.randn(b.width, 50, generator=torch.Generator().manual_seed(2))
+    weight = torch.randn(len(b.u), 50, generator=torch.Generator().manual_seed(2))
     want = edit_matrix(b.u.double(), b.m.double()) @ weight.double()
     for dtype, bound in ((torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 6e-3)):
         stored = weight.to(dtype)
         for patch in (
             adapter,
             rebuilt,
-            ProjectionAdapter(set(), (b.u.half(), b.m.half(), "left")) if dtype != torch.float32 else rebuilt,
+            ProjectionAdapter(set(), (b.u.half(), b.m.half(), "left", "", {})) if dtype != torch.float32 else rebuilt,
         ):
             got = comfy.lora.calculate_weight(
                 [(1.0, patch, 1.0, None, None)], stored.clone(), "k", intermediate_dtype=dtype
@@ -174,11 +178,11 @@ def test_the_lowvram_path_samples_the_same(mini, bases, monkeypatch):
     assert (part - whole).norm() < 0.02 * (whole - original).norm()
 
 
-def test_a_place_of_the_unet_alone_can_be_edited(mini, bases):
+def test_a_third_of_the_layers_alone_can_be_edited(mini, bases):
     basis, counts = bases["contrast", "whole layer"], {}
-    for place in ("down", "middle", "up", "all"):
+    for place in ("early", "middle", "late", "all"):
         counts[place] = len(apply(mini[0], basis, layers=place).patches)
-    assert counts == {"down": 4, "middle": 2, "up": 8, "all": 14}
+    assert counts == {"early": 4, "middle": 4, "late": 6, "all": 14}
 
 
 def test_another_finetune_is_warned_of_and_another_layout_refused(mini, wide, bases):
@@ -190,21 +194,17 @@ def test_another_finetune_is_warned_of_and_another_layout_refused(mini, wide, ba
         return run(ApplyProjection, model=model, basis=basis)[1]
 
     assert "Warning" not in report(mini[0]) and "captured on other weights" in report(with_lora(mini[0]))
-    layers = cross_attention_layers(mini[0])
+    layers = attention_sites(mini[0])
     assert (
-        fingerprint(mini[0], layers) == fingerprint(mini[0].clone(), layers) != fingerprint(with_lora(mini[0]), layers)
+        weights_digest(mini[0], layers)
+        == weights_digest(mini[0].clone(), layers)
+        != weights_digest(with_lora(mini[0]), layers)
     )
     with pytest.raises(
-        PureError, match="another kind of model: this MODEL has 10 cross-attention layers and the basis has 7"
+        PureError, match="another kind of model: this MODEL has 10 attention layers and the basis has 7"
     ):
         apply(wide, basis)
-    fewer_heads = ConceptBasis(
-        {n: type(b)(**{**b.__dict__, "heads": 4}) for n, b in basis.layers.items()},
-        basis.rule,
-        basis.structure,
-        basis.settings,
-        basis.provenance,
-    )
+    fewer_heads = replace(basis, shapes={n: replace(shape, heads=4) for n, shape in basis.shapes.items()})
     with pytest.raises(PureError, match=r"\(320, 8, 768\) in this MODEL and \(320, 4, 768\)"):
         apply(mini[0], fewer_heads)
 
@@ -212,11 +212,11 @@ def test_another_finetune_is_warned_of_and_another_layout_refused(mini, wide, ba
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ({"strength": float("nan")}, "strength is nan"),
-        ({"strength": 1.5}, "strength is 1.5"),
-        ({"where": "nonsense"}, "where is 'nonsense'"),
-        ({"layers": "nonsense"}, "layers is 'nonsense'"),
-        ({"iterations": 9}, "iterations is 9"),
+        ({"strength": float("nan")}, "strength must be"),
+        ({"strength": 1.5}, "strength must be"),
+        ({"where": "nonsense"}, "where must be one of"),
+        ({"layers": "nonsense"}, "layers must be one of"),
+        ({"iterations": 9}, "iterations must be"),
     ],
 )
 def test_choices_that_are_not_offered_are_refused(mini, bases, inputs, words):
@@ -227,19 +227,19 @@ def test_choices_that_are_not_offered_are_refused(mini, bases, inputs, words):
 def test_the_fingerprint_is_the_models_own_while_an_edited_clone_is_loaded(mini, bases):
     import comfy.model_management as management
 
-    model, layers = mini[0], cross_attention_layers(mini[0])
-    own = fingerprint(model, layers)
+    model, layers = mini[0], attention_sites(mini[0])
+    own = weights_digest(model, layers)
     edited = apply(model, bases["contrast", "whole layer"])
     management.load_models_gpu([edited], force_patch_weights=True)
     key = layers[0].key("values").removeprefix("diffusion_model.")
     assert not torch.equal(
         model.model.diffusion_model.state_dict()[key], base_weights(model)["diffusion_model." + key]
     )  # control: the shared module holds the edit
-    assert fingerprint(model, layers) == own != fingerprint(edited, layers)
+    assert weights_digest(model, layers) == own != weights_digest(edited, layers)
 
 
 def test_the_fingerprint_tells_loras_their_strength_and_output_edits_apart(mini, bases):
-    layers = cross_attention_layers(mini[0])
+    layers = attention_sites(mini[0])
     weaker = with_lora(mini[0], seed=3)
     weaker.patches = {k: [(0.5 * entry[0], *entry[1:]) for entry in entries] for k, entries in weaker.patches.items()}
     models = [
@@ -250,8 +250,8 @@ def test_the_fingerprint_tells_loras_their_strength_and_output_edits_apart(mini,
         apply(mini[0], bases["contrast", "whole layer"], where="output"),
         apply(mini[0], bases["contrast", "whole layer"], where="output", strength=0.5),
     ]
-    assert len({fingerprint(m, layers) for m in models}) == len(models)
-    assert fingerprint(with_lora(mini[0], seed=3), layers) == fingerprint(models[1], layers)
+    assert len({weights_digest(m, layers) for m in models}) == len(models)
+    assert weights_digest(with_lora(mini[0], seed=3), layers) == weights_digest(models[1], layers)
 
 
 def test_a_host_that_does_not_take_a_key_is_an_error_and_not_a_smaller_edit(mini, bases, monkeypatch):

@@ -8,7 +8,7 @@ import comfy.samplers
 import pytest
 import torch
 from pure_pack.nodes.host import recording, sampling
-from pure_pack.nodes.host.layers import cross_attention_layers, unet_of
+from pure_pack.nodes.host.sites import attention_sites, diffusion_model
 from pure_pack.pure_core import build as pure_build
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.projection import edit_matrix
@@ -25,7 +25,7 @@ def hooks(model):
 
 def independent_rows(model, clip, pairs, steps, size=64, cfg=1.0):
     """Rows per layer, sampled one prompt at a time, from the inputs of each attention layer and its weights alone."""
-    unet, rows, seen = unet_of(model), {layer.name: [] for layer in cross_attention_layers(model)}, []
+    unet, rows, seen = diffusion_model(model), {layer.name: [] for layer in attention_sites(model)}, []
 
     def spy(name):
         def hook(module, args, kwargs):
@@ -76,7 +76,9 @@ def test_recorded_moments_equal_an_independent_computation(request, mini, which,
     assert ([1, 0] in halves) == (cfg > 1)  # the unconditional half really ran, and first
     assert len(got.moments) == (7 if which == "mini" else 10)
     if which == "wide":
-        assert {m.width for m in got.moments.values()} == {320, 640, 1280} and set(got.heads.values()) == {8}
+        assert {m.width for m in got.moments.values()} == {320, 640, 1280} and {
+            shape.heads for shape in got.shapes.values()
+        } == {8}
     for name, moments in got.moments.items():
         h = want[name].double()
         assert moments.count == len(h) == 8
@@ -95,7 +97,7 @@ def test_what_comes_after_to_out_would_be_something_else(mini):
     after = {}
     name = next(iter(got.moments))
     handle = (
-        unet_of(model)
+        diffusion_model(model)
         .get_submodule(f"{name}.to_out")
         .register_forward_hook(lambda m, a, out: after.setdefault("rows", []).append(out.mean(1)))
     )
@@ -112,10 +114,10 @@ def difference(a, b):
     """Largest relative difference of the edits of two bases."""
     return max(
         float(
-            (edit_matrix(a.layers[n].u, a.layers[n].m) - edit_matrix(b.layers[n].u, b.layers[n].m)).norm()
-            / (edit_matrix(a.layers[n].u, a.layers[n].m) - torch.eye(a.layers[n].width)).norm()
+            (edit_matrix(a.sites[n].u, a.sites[n].m) - edit_matrix(b.sites[n].u, b.sites[n].m)).norm()
+            / (edit_matrix(a.sites[n].u, a.sites[n].m) - torch.eye(a.shapes[n].width)).norm()
         )
-        for n in a.layers
+        for n in a.sites
     )
 
 
@@ -149,7 +151,7 @@ def test_a_capture_is_its_forward_passes_and_one_transfer_a_step(mini, monkeypat
     No step after the last that is recorded.
     """
     model, clip = mini[:2]
-    unet, moved, texts, halves, evaluated = unet_of(model), [], [], [], []
+    unet, moved, texts, halves, evaluated = diffusion_model(model), [], [], [], []
 
     class Counted:
         tokenize = staticmethod(lambda text: texts.append(text) or clip.tokenize(text))
@@ -161,7 +163,7 @@ def test_a_capture_is_its_forward_passes_and_one_transfer_a_step(mini, monkeypat
 
     anchors, width = (
         prompts("zorbo\nmiplo", templates="{}\na picture of {}"),
-        sum(layer.width for layer in cross_attention_layers(model)),
+        sum(layer.width for layer in attention_sites(model)),
     )
     monkeypatch.setattr(torch.Tensor, "cpu", cpu)
     handle = unet.register_forward_pre_hook(
@@ -200,7 +202,9 @@ def test_more_prompts_than_are_encoded_at_once_give_the_same_and_no_more_is_held
             return entries
 
     anchors = prompts("zorbo\nmiplo\ndorrit\ntarnik", templates="{}\na picture of {}")
-    handle = unet_of(model).register_forward_pre_hook(lambda *_: held.append(sum(ref() is not None for ref in alive)))
+    handle = diffusion_model(model).register_forward_pre_hook(
+        lambda *_: held.append(sum(ref() is not None for ref in alive))
+    )
     try:
         whole = capture((model, Watched), anchors)
         assert max(held) == 9  # control: eight prompts and the empty one
@@ -210,7 +214,10 @@ def test_more_prompts_than_are_encoded_at_once_give_the_same_and_no_more_is_held
     finally:
         handle.remove()
     assert max(held) == 4 and sorted(texts) == sorted(["", *(text for _, text in anchors.pairs)])
-    assert parts.provenance == whole.provenance and parts.count == whole.count
+    assert (parts.anchors, parts.rows, parts.model) == (whole.anchors, whole.rows, whole.model)
+    assert parts.count == whole.count and all(
+        (parts.sums[n] - whole.sums[n]).norm() < 1e-5 * whole.sums[n].norm() for n in parts.sums
+    )
     for name, m in parts.moments.items():
         assert (m.second_moment() - whole.moments[name].second_moment()).norm() < 1e-5 * whole.moments[
             name
@@ -228,7 +235,7 @@ def test_no_hook_is_left_after_success_exception_or_cancel(mini, monkeypatch):
     before, patches, options = hooks(model), {k: list(v) for k, v in model.patches.items()}, repr(model.model_options)
     base = {
         layer.key("values"): model.get_key_patches(layer.key("values"))[layer.key("values")][0][0].clone()
-        for layer in cross_attention_layers(model)
+        for layer in attention_sites(model)
     }
     during = []
 
@@ -245,7 +252,7 @@ def test_no_hook_is_left_after_success_exception_or_cancel(mini, monkeypatch):
         raise RuntimeError("in the middle")
 
     with monkeypatch.context() as patch:
-        patch.setattr(recording.Recorder, "collect", fail)
+        patch.setattr(recording.Pool, "rows", fail)
         with pytest.raises(RuntimeError, match="in the middle"):
             capture(mini, prompts("zorbo"))
     check()
@@ -265,24 +272,24 @@ def test_no_hook_is_left_after_success_exception_or_cancel(mini, monkeypatch):
 
 def test_a_cancel_while_a_basis_is_built_answers_before_the_next_layer(mini, monkeypatch):
     forget, retain = capture(mini, prompts("zorbo")), capture(mini, prompts("miplo", role="retain"))
-    original, built = pure_build.build_layer, []
+    original, built = pure_build.build_site, []
 
-    def build_layer(*args):
+    def build_site(*args):
         built.append(original(*args))
         comfy.model_management.interrupt_current_processing()
         return built[-1]
 
-    monkeypatch.setattr(pure_build, "build_layer", build_layer)
+    monkeypatch.setattr(pure_build, "build_site", build_site)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         build(forget, retain)
     assert len(built) == 1 and not comfy.model_management.processing_interrupted()
     monkeypatch.undo()
-    assert len(build(forget, retain).layers) == 7  # control
+    assert len(build(forget, retain).sites) == 7  # control
 
 
 def test_a_bypassed_layer_is_an_error_and_not_a_smaller_result(mini, monkeypatch):
-    unet = unet_of(mini[0])
-    name = cross_attention_layers(mini[0])[2].name
+    unet = diffusion_model(mini[0])
+    name = attention_sites(mini[0])[2].name
     layer = unet.get_submodule(name)
     monkeypatch.setattr(layer, "forward", lambda x, context=None, value=None, mask=None, transformer_options={}: x)
     with pytest.raises(PureError, match=r"gave 0 rows and not 12.*TorchCompile"):
@@ -298,16 +305,16 @@ def test_a_schedule_of_another_length_is_refused_before_a_step_is_run(mini, monk
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ({"sampler_name": "euler_ancestral"}, "draw noise"),
-        ({"sampler_name": "heun"}, "evaluate twice"),
+        ({"sampler_name": "euler_ancestral"}, "draws noise"),
+        ({"sampler_name": "heun"}, "evaluates twice"),
         ({"sampler_name": "nonsense"}, "'nonsense'"),
-        ({"scheduler": "nonsense"}, "scheduler is 'nonsense'"),
-        ({"steps": 2, "recorded_steps": 3}, "recorded_steps is 3"),
-        ({"cfg": float("nan")}, "cfg is nan"),
+        ({"scheduler": "nonsense"}, "scheduler must be one of"),
+        ({"steps": 2, "recorded_steps": 3}, "recorded_steps must be"),
+        ({"cfg": float("nan")}, "cfg must be"),
     ],
 )
 def test_trajectories_that_cannot_be_recorded_are_refused_before_any_work(mini, monkeypatch, inputs, words):
-    monkeypatch.setattr(recording, "encode_all", lambda *a: pytest.fail("work was done"))
+    monkeypatch.setattr(recording, "encode_empty", lambda *a: pytest.fail("work was done"))
     with pytest.raises(PureError, match=words):
         capture(mini, prompts("zorbo"), **inputs)
 
@@ -335,31 +342,32 @@ def test_models_that_cannot_be_edited_are_refused_by_family(mini):
             torch.nn.ModuleList()
         )
 
-    with pytest.raises(PureError, match=r"\(Flux\) has no text cross-attention"):
-        cross_attention_layers(type("Patcher", (), {"model": Flux()})())
+    with pytest.raises(PureError, match=r"\(Flux\) has no attention to text that PURE knows"):
+        attention_sites(type("Patcher", (), {"model": Flux()})())
     packed = torch.nn.Module()
-    packed.input_blocks = packed.middle_block = packed.output_blocks = torch.nn.ModuleList()
-    packed.attn2 = torch.nn.Module()
-    packed.attn2.heads = 2
+    block = torch.nn.Module()
+    block.attn2 = torch.nn.Module()
+    packed.middle_block = torch.nn.ModuleList([block])
+    block.attn2.heads = 2
     for part in ("to_q", "to_k", "to_v"):
-        packed.attn2.add_module(part, torch.nn.Linear(4, 4, bias=False))
-    packed.attn2.add_module("to_out", torch.nn.Sequential(torch.nn.Linear(4, 4)))
+        block.attn2.add_module(part, torch.nn.Linear(4, 4, bias=False))
+    block.attn2.add_module("to_out", torch.nn.Sequential(torch.nn.Linear(4, 4)))
     holder, lotus = (
         type("Patcher", (), {"model": type(name, (), {"diffusion_model": packed})()})() for name in ("SDXL", "Lotus")
     )
     with pytest.raises(PureError, match=r"\(Lotus\) is not asked in text"):
-        cross_attention_layers(lotus)
-    assert [layer.width for layer in cross_attention_layers(holder)] == [4]  # control
-    packed.attn2.to_k.weight = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
-    with pytest.raises(PureError, match=r"quantised \(uint8\)"):
-        cross_attention_layers(holder)
-    packed.attn2.to_k = torch.nn.Module()  # as nunchaku's, which has a qweight and no weight
-    with pytest.raises(PureError, match=r"quantised \(no weight at all\)"):
-        cross_attention_layers(holder)
+        attention_sites(lotus)
+    assert [layer.width for layer in attention_sites(holder)] == [4]  # control
+    block.attn2.to_k.weight = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(PureError, match=r"packed \(uint8\)"):
+        attention_sites(holder)
+    block.attn2.to_k = torch.nn.Module()  # as nunchaku's, which has a qweight and no weight
+    with pytest.raises(PureError, match=r"packed \(no weight at all\)"):
+        attention_sites(holder)
 
 
 def test_activations_that_overflow_are_refused(mini, monkeypatch):
-    original = recording.Recorder._pool
-    monkeypatch.setattr(recording.Recorder, "_pool", lambda self, name, h: original(self, name, h * float("inf")))
+    original = recording.Pool.see
+    monkeypatch.setattr(recording.Pool, "see", lambda self, site, h: original(self, site, h * float("inf")))
     with pytest.raises(PureError, match="NaN or infinite"):
         capture(mini, prompts("zorbo", templates="{}"))

@@ -2,18 +2,22 @@
 nothing."""
 
 import json
+import shutil
 from pathlib import Path
 
+import comfy.model_sampling
 import comfy.sd
 import comfy.utils
+import comfy.weight_adapter
 import folder_paths
 import pytest
 import torch
 from pure_pack.nodes.basis import LoadBasis, SaveBasis
 from pure_pack.nodes.export import SaveCheckpoint, SaveLoRA
-from pure_pack.nodes.host import saving
-from pure_pack.nodes.host.layers import cross_attention_layers
-from pure_pack.nodes.host.patches import ProjectionAdapter, edits_of, effective_weight
+from pure_pack.nodes.host import paths
+from pure_pack.nodes.host.patches import ProjectionAdapter, edits_of
+from pure_pack.nodes.host.sites import attention_sites
+from pure_pack.nodes.host.weights import effective_weight
 from pure_pack.pure_core.errors import PureError
 from safetensors import safe_open
 
@@ -26,13 +30,13 @@ from run_nodes import apply, build, capture, prompts, report, run, sample, with_
 def folders(tmp_path_factory):
     """Everything is saved into a folder of this test run."""
     before, folder = folder_paths.get_output_directory(), tmp_path_factory.mktemp("output")
-    paths = dict(folder_paths.folder_names_and_paths)
+    known = dict(folder_paths.folder_names_and_paths)
     folder_paths.set_output_directory(str(folder))
-    saving.register_folder()
+    paths.register_folder()
     yield folder
     folder_paths.set_output_directory(before)
     folder_paths.folder_names_and_paths.clear()
-    folder_paths.folder_names_and_paths.update(paths)
+    folder_paths.folder_names_and_paths.update(known)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,7 @@ def save_lora(model, **inputs):
 
 def difference(a, b):
     """Worst relative difference of the cross-attention keys and values of two MODELs."""
-    keys = [layer.key(p) for layer in cross_attention_layers(a) for p in ("keys", "values")]
+    keys = [layer.key(p) for layer in attention_sites(a) for p in ("keys", "values")]
     return max(
         float((effective_weight(a, k) - effective_weight(b, k)).norm() / effective_weight(b, k).norm()) for k in keys
     )
@@ -142,6 +146,168 @@ def test_a_chain_of_edits_with_a_lora_between_is_one_file(mini, bases):
     assert "carry a patch" not in report(SaveLoRA, model=chain, dtype="fp32")
 
 
+WIDE = ("attn1.to_q", "attn1.to_out.0", "attn2.to_q", "attn2.to_v", "attn2.to_out.0", "ff.net.0.proj", "proj_in")
+
+
+def wide_lora(model, seed=5):
+    """A clone with an ordinary LoRA on attentions of both kinds, a feed-forward, a convolution, a bias and a norm."""
+    generator, patches = torch.Generator().manual_seed(seed), {}
+    state = model.model.state_dict()
+    for key in [k for k in state if k.startswith("diffusion_model.") and any(f"{part}.weight" in k for part in WIDE)]:
+        out, into = state[key].shape[0], state[key][0].numel()
+        up, down = (0.05 * torch.randn(shape, generator=generator) for shape in ((out, 4), (4, into)))
+        patches[key] = comfy.weight_adapter.LoRAAdapter(set(), (up, down, 4.0, None, None, None))
+    for key in [k for k in state if k.endswith("attn1.to_out.0.bias") or k.endswith("norm1.weight")]:
+        patches[key] = ("diff", (0.05 * torch.randn(state[key].shape, generator=generator),))
+    clone = model.clone()
+    assert len(clone.add_patches(patches)) == len(patches) > 40
+    return clone
+
+
+def every_difference(a, b):
+    """Worst difference of any parameter of two MODELs that either patches, relative to its size."""
+    keys = set(a.patches) | set(b.patches)
+    return max(
+        float((effective_weight(a, k) - effective_weight(b, k)).norm() / effective_weight(b, k).norm()) for k in keys
+    )
+
+
+def test_a_lora_between_two_edits_is_in_the_file_whatever_it_touches(mini, bases):
+    """to_out was off by .19, and the sampled latent by half of the change, without a word."""
+    before = with_lora(mini[0], seed=8)
+    chain = apply(wide_lora(apply(before, bases[0], where="values")), bases[1], where="values")
+    path = save_lora(chain, dtype="fp32")
+    loaded = lora_on(before, path)
+    assert every_difference(loaded, chain) < 2e-6
+    only_edits = apply(apply(before, bases[0], where="values"), bases[1], where="values")
+    assert every_difference(only_edits, chain) > 0.05  # control: the LoRA is a large part of it
+    wanted, got, original = (sample(m, mini[1]) for m in (chain, loaded, before))
+    assert (got - wanted).norm() < 0.01 * (original - wanted).norm()
+
+
+def test_a_lora_after_the_edits_is_said_not_to_be_in_the_file_whatever_it_touches(mini, bases):
+    edited = apply(mini[0], bases[0], where="values")
+    self_attention = edited.clone()
+    self_attention.patches = {
+        **edited.patches,
+        **{k: v for k, v in wide_lora(mini[0]).patches.items() if ".attn1." in k or ".ff." in k},
+    }
+    warned = report(SaveLoRA, model=self_attention, dtype="fp32")
+    assert "came after PURE Apply Projection" in warned and "not in this file" in warned
+    assert "Warning" not in report(SaveLoRA, model=edited, dtype="fp32")
+    first = apply(wide_lora(mini[0]), bases[0], where="values")  # control: a LoRA before the edit is the base's
+    assert "Warning" not in report(SaveLoRA, model=first, dtype="fp32")
+
+
+def test_a_merge_between_or_after_edits_is_refused(mini, bases):
+    from comfy_extras.nodes_model_merging import ModelMergeSimple
+
+    other, edited = wide_lora(mini[0], seed=9), apply(mini[0], bases[0])
+    merged = ModelMergeSimple().merge(edited, other, 0.5)[0]
+    for model in (merged, apply(merged, bases[1])):
+        with pytest.raises(PureError, match="A merge after the first PURE edit"):
+            save_lora(model)
+    assert save_lora(apply(ModelMergeSimple().merge(mini[0], other, 0.5)[0], bases[0]))  # control: merged before
+
+
+def by_node(model, sampling, zsnr=False):
+    """The MODEL as ModelSamplingDiscrete gives it."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    return ModelSamplingDiscrete().patch(model, sampling, zsnr)[0]
+
+
+@pytest.mark.parametrize("zsnr", [True, False])
+def test_v_prediction_set_by_a_node_comes_back_with_the_checkpoint(zsnr, mini):
+    """It came back as epsilon prediction, "read back ... 0.0e+00"."""
+    model = by_node(load_random("ssd-1b")[0], "v_prediction", zsnr)
+    path = run(SaveCheckpoint, model=model, clip=mini[1], vae=mini[2], filename_prefix="checkpoints/v")[0]
+    text = report(SaveCheckpoint, model=model, clip=mini[1], vae=mini[2], filename_prefix="checkpoints/v")
+    again = comfy.sd.load_checkpoint_guess_config(path, output_vae=False, output_clip=False)[0]
+    live, loaded = (m.get_model_object("model_sampling") for m in (model, again))
+    assert isinstance(loaded, comfy.model_sampling.V_PREDICTION) and torch.equal(live.sigmas, loaded.sigmas)
+    assert (float(loaded.sigma_max) > 1000) == zsnr and "cannot say how" not in text
+
+
+@pytest.mark.parametrize("sampling", ["v_prediction", "lcm", "x0"])
+def test_what_a_checkpoint_cannot_say_of_sampling_is_warned_of_with_the_node_to_add(mini, edited, sampling):
+    clip, vae = mini[1:]
+    text = report(SaveCheckpoint, model=by_node(edited, sampling), clip=clip, vae=vae)
+    assert f"({sampling}): after loading it, add ModelSamplingDiscrete" in text
+    assert "cannot say how" not in report(SaveCheckpoint, model=by_node(edited, "eps"), clip=clip, vae=vae)  # control
+
+
+@pytest.mark.parametrize("lost", ["clip", "vae"])
+def test_a_host_that_leaves_a_part_out_is_an_error_and_leaves_no_file(mini, edited, folders, monkeypatch, lost):
+    save = comfy.sd.save_checkpoint
+
+    def without(path, model, clip, vae, **kwargs):
+        return save(path, model, None if lost == "clip" else clip, None if lost == "vae" else vae, **kwargs)
+
+    monkeypatch.setattr(comfy.sd, "save_checkpoint", without)
+    with pytest.raises(PureError, match=f"holds no {lost.upper()}"):
+        run(SaveCheckpoint, model=edited, clip=mini[1], vae=mini[2], filename_prefix="parts/x")
+    assert list((folders / "parts").iterdir()) == []
+
+
+def test_a_host_that_saves_other_unedited_weights_is_an_error(mini, edited, monkeypatch):
+    save = comfy.sd.save_checkpoint
+
+    def spoiled(path, model, *args, **kwargs):
+        other = wide_lora(model)
+        return save(path, other, *args, **kwargs)
+
+    monkeypatch.setattr(comfy.sd, "save_checkpoint", spoiled)
+    with pytest.raises(PureError, match=r"does not hold the (MODEL's|edit of)"):
+        run(SaveCheckpoint, model=edited, clip=mini[1], vae=mini[2], filename_prefix="wrong/y")
+
+
+def test_a_host_that_cannot_write_such_a_model_is_a_sentence_that_points_to_the_lora(mini, edited, monkeypatch):
+    """As with mixed precision, where the host's saver meets a dictionary."""
+
+    def fail(*args, **kwargs):
+        raise AttributeError("'dict' object has no attribute 'is_contiguous'")
+
+    monkeypatch.setattr(comfy.sd, "save_checkpoint", fail)
+    with pytest.raises(PureError, match=r"cannot save this MODEL as a checkpoint .* PURE Save LoRA instead"):
+        run(SaveCheckpoint, model=edited, clip=mini[1], vae=mini[2])
+
+
+def test_an_edit_that_takes_everything_is_saved_in_half_precision(mini):
+    """Nothing to keep: E W is almost 0, and an error relative to it is large and means nothing."""
+    model = comfy.sd.load_checkpoint_guess_config(
+        str(inprocess.checkpoint()), output_vae=False, output_clip=False, model_options={"dtype": torch.float16}
+    )[0]
+    edited, sites = model.clone(), attention_sites(model)
+    everything = {site: torch.linalg.qr(torch.randn(site.width, site.width)).Q for site in sites}
+    recipe = json.dumps({"weights": len(sites)})
+    edited.add_patches(
+        {s.key("values"): ProjectionAdapter(set(), (q, q, "left", recipe, {})) for s, q in everything.items()}
+    )
+    key = sites[0].key("values")
+    assert effective_weight(edited, key).norm() < 1e-5 * effective_weight(model, key).norm()
+    assert "edited weights are the MODEL's to" in report(SaveCheckpoint, model=edited, clip=mini[1], vae=mini[2])
+
+
+def test_a_missing_clip_or_vae_is_a_sentence_before_any_work(mini, edited, monkeypatch):
+    monkeypatch.setattr(comfy.sd, "save_checkpoint", lambda *a, **k: pytest.fail("work was done"))
+    for parts in ({"clip": None, "vae": mini[2]}, {"clip": mini[1], "vae": None}):
+        with pytest.raises(PureError, match=r"There is no (CLIP|VAE)"):
+            run(SaveCheckpoint, model=edited, **parts)
+
+
+def test_the_refiners_lora_has_no_label_of_another_family():
+    model = load_random("sdxl refiner")[0]
+    site = attention_sites(model)[0]
+    edited = model.clone()
+    u = torch.linalg.qr(torch.randn(site.width, 2, generator=torch.Generator().manual_seed(0)))[0]
+    edited.add_patches({site.key("values"): ProjectionAdapter(set(), (u, u, "left", json.dumps({"weights": 1}), {}))})
+    with safe_open(save_lora(edited), framework="pt") as file:
+        said = file.metadata()
+    assert said["modelspec.architecture"] == "stable-diffusion-xl-v1-refiner/lora"
+    assert "ss_base_model_version" not in said and "ss_v2" not in said
+
+
 def test_nothing_to_save_is_refused_or_warned_of(mini, edited):
     from comfy_extras.nodes_model_merging import ModelMergeSimple
 
@@ -159,7 +325,7 @@ def test_nothing_to_save_is_refused_or_warned_of(mini, edited):
     with pytest.raises(PureError, match="came in through a merge"):
         save_lora(merged)
     half = ModelMergeSimple().merge(edited, model, 0.5)[0]
-    with pytest.raises(PureError, match="leaves only a part of the edit"):
+    with pytest.raises(PureError, match="leaves only a part of it"):
         save_lora(half)
     for mixed in (merged, half):  # a checkpoint has all of a merge
         again = comfy.sd.load_checkpoint_guess_config(
@@ -188,20 +354,20 @@ def test_the_recipe_is_written_only_where_allowed(mini, bases, edited, monkeypat
 
     full, text = head(save_lora(edited))
     assert (
-        full["edits"][0]["provenance"]["forget"]["concepts"] == ["miplo"]
+        full["edits"][0]["forget"]["concepts"] == ["miplo"]
         and full["edits"][0]["strength"] == 1.0
         and len(full["ranks"]) == 14
     )
     for path in (save_lora(edited, embed_recipe=False), run(SaveBasis, basis=bases[0], embed_recipe=False)[0]):
         assert "miplo" not in head(path)[1]
-    monkeypatch.setattr(saving.args, "disable_metadata", True)
+    monkeypatch.setattr(paths.args, "disable_metadata", True)
     assert "miplo" not in head(save_lora(edited))[1] and "miplo" in text
 
 
 def test_a_basis_comes_back_and_makes_the_same_edit(mini, bases, edited):
     path = run(SaveBasis, basis=bases[0])[0]
     name = path.rsplit("/", 1)[-1]
-    assert name in saving.saved_bases()
+    assert name in paths.saved_bases()
     back, told = run(LoadBasis, name=name)
     assert difference(apply(mini[0], back), edited) == 0 and "Erases miplo" in told
     for bad in ("../" + name, "nothing.safetensors", path):
@@ -209,10 +375,22 @@ def test_a_basis_comes_back_and_makes_the_same_edit(mini, bases, edited):
             run(LoadBasis, name=bad)
 
 
-@pytest.mark.parametrize("prefix", ["../out", "/etc/pure", "a/../../b", "", "loras/.."])
+@pytest.mark.parametrize("prefix", ["../out", "/etc/pure", "a/../../b", "", "loras/..", "a\0b"])
 def test_a_prefix_stays_inside_the_output_folder(edited, prefix):
     with pytest.raises(PureError, match="inside ComfyUI's output folder"):
         save_lora(edited, filename_prefix=prefix)
+
+
+@pytest.mark.parametrize("prefix", ["x" * 240, "\N{GRINNING FACE}" * 60, "\ud800", "a\ud800/b"])
+def test_a_prefix_that_no_disk_takes_is_a_sentence(edited, prefix):
+    with pytest.raises(PureError, match="filename_prefix"):
+        save_lora(edited, filename_prefix=prefix)
+
+
+def test_a_folder_that_is_deleted_before_the_save_is_made_again(edited, folders):
+    save_lora(edited, filename_prefix="gone/x")
+    shutil.rmtree(folders / "gone")
+    assert Path(save_lora(edited, filename_prefix="gone/x")).exists()
 
 
 @pytest.mark.parametrize("prefix", ["loras/twice", "loras/slash/", "loras/dot/.", "./loras//double"])
@@ -233,11 +411,11 @@ def test_diffusers_loads_the_same_weights(family, tmp_path):
     xl = family == "sdxl"
     edited = model.clone()
     generator, patches = torch.Generator().manual_seed(0), {}
-    for layer in cross_attention_layers(model):
+    for layer in attention_sites(model):
         u, m = (torch.linalg.qr(torch.randn(layer.width, 5, generator=generator))[0] for _ in range(2))
         for part in ("keys", "values"):
             patches[layer.key(part)] = ProjectionAdapter(
-                set(), (u, m, "left", json.dumps({"weights": 2 * len(cross_attention_layers(model))}))
+                set(), (u, m, "left", json.dumps({"weights": 2 * len(attention_sites(model))}), {})
             )
     edited.add_patches(patches)
     path = save_lora(edited, dtype="fp32")

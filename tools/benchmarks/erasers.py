@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 
 import inprocess
@@ -14,13 +14,14 @@ import torch
 from pure_pack.nodes.apply import ApplyProjection
 from pure_pack.nodes.basis import BuildBasis
 from pure_pack.nodes.capture import CaptureActivations, MergeActivations
-from pure_pack.nodes.host import recording, sampling
-from pure_pack.nodes.host.layers import cross_attention_layers
-from pure_pack.nodes.host.patches import effective_weight
+from pure_pack.nodes.host import identity, recording, sampling
+from pure_pack.nodes.host.observing import observed
 from pure_pack.nodes.host.reporting import Progress
+from pure_pack.nodes.host.sites import ROOT, attention_sites
+from pure_pack.nodes.host.weights import effective_weight
 from pure_pack.nodes.measure import MeasureLeakage
-from pure_pack.nodes.prompts import ConceptPrompts
-from pure_pack.pure_core.activations import Activations
+from pure_pack.pure_core.moments import MomentsFitter
+from pure_pack.pure_core.prompts import Prompts, anchor_prompts
 
 from mini_sd import studio
 from mini_sd.world import ARTISTS, CHARACTERS, COLORS, EYES, MARKS, NOUNS, SHAPES, STYLES, TOPPERS, Creature
@@ -68,10 +69,15 @@ def describe(creature: Creature, wordings: int = DESCRIPTIONS) -> list[str]:
 
 @dataclass(frozen=True)
 class Anchors:
-    """Lines for PURE_ConceptPrompts, with the node's other inputs."""
+    """Lines of a box of PURE_ConceptPrompts, with the node's other inputs."""
 
     lines: str
     inputs: tuple = ()
+
+    def prompts(self, role: str) -> Prompts:
+        """The prompts that the node makes of them, to forget or to retain."""
+        inputs = {"include_empty_prompt": role == "retain", **dict(self.inputs)}
+        return anchor_prompts(self.lines, role, **inputs)
 
 
 @dataclass(frozen=True)
@@ -128,28 +134,29 @@ def style_plan(style: str, descriptions: int = 2, plain: bool = True) -> Plan:
 
 
 def phrasings(anchors: tuple[Anchors, ...], role: str) -> list[str]:
-    """The prompts that PURE_ConceptPrompts makes of a side of a plan."""
-    return [
-        prompt
-        for a in anchors
-        for _, prompt in run(ConceptPrompts, concepts=a.lines, role=role, **dict(a.inputs))[0].pairs
-    ]
+    """The prompts of a side of a plan."""
+    return [text for a in anchors for text in a.prompts(role).texts]
 
 
-class PerPosition(recording.Recorder):
-    """Keeps every position's activation as a row."""
+def position_moments(model, clip, anchors: Anchors, role: str, trajectory: sampling.Trajectory) -> dict:
+    """Moments of a capture in which every position's activation is a row: an ablation, which no node offers."""
+    sites = recording.recordable_sites(model)
+    fitters = {site.name: MomentsFitter(site.width) for site in sites}
+    texts = anchors.prompts(role).texts
+    conditioning, progress = sampling.encode_all(clip, texts), Progress(model, trajectory.evaluations(len(texts)))
+    jobs = sorted(sampling.jobs_of([(t, None) for t in texts], 1), key=lambda j: conditioning[j.text][0].shape[1])
+    noise = sampling.start_noise(model, trajectory.seed, 1, trajectory.width, trajectory.height)
 
-    @staticmethod
-    def rows_of(h):
-        return h.flatten(0, 1).float()
+    def see(site, h):
+        fitters[site.name].add(h.flatten(0, 1).float())
 
-    def collect(self):  # layers have different numbers of positions
-        for name, rows in self._pooled.items():
-            self.fitters[name].add(rows)
-        self._pooled = {}
+    def after_step(step, denoised, x, total):
+        progress.step(denoised, len(x))
 
-    def results(self, expected):
-        return {name: fitter.result() for name, fitter in self.fitters.items()}
+    with observed(model, sites, see) as watched:
+        for batch in sampling.batched(jobs, conditioning, trajectory.batch_size):
+            sampling.sample(watched, conditioning, noise, batch, trajectory, after_step)
+    return {name: fitter.result() for name, fitter in fitters.items()}
 
 
 class Eraser:
@@ -164,32 +171,23 @@ class Eraser:
     def capture(self, anchors: Anchors, role: str):
         key = (anchors, role)
         if key not in self._captured:
-            prompts = run(ConceptPrompts, concepts=anchors.lines, role=role, **dict(anchors.inputs))[0]
             self._captured[key] = run(
-                CaptureActivations, model=self.model, clip=self.clip, prompts=prompts, **self.settings
+                CaptureActivations,
+                model=self.model,
+                clip=self.clip,
+                prompts=anchors.prompts(role),
+                **self.settings,
             )[0]
         return self._captured[key]
 
     def capture_positions(self, anchors: Anchors, role: str):
-        """The same with every position's activation as a row of its own: an ablation, which no node offers."""
+        """The same with every position's activation as a row of its own."""
         key = (anchors, role, "positions")
         if key not in self._captured:
             pooled = self.capture(anchors, role)
-            trajectory = sampling.Trajectory(
-                **{k: pooled.provenance[k] for k in sampling.Trajectory.__dataclass_fields__ if k != "batch_size"},
-                batch_size=self.settings["batch_size"],
-            )
-            prompts = run(ConceptPrompts, concepts=anchors.lines, role=role, **dict(anchors.inputs))[0]
-            layers = recording.recordable_layers(self.model)
-            texts = sampling.texts_of(prompts)
-            jobs, progress = (
-                sampling.jobs_of(texts, trajectory.latents),
-                Progress(self.model, trajectory.evaluations(len(texts))),
-            )
-            moments = recording.record(
-                self.model, sampling.encode_all(self.clip, texts), jobs, trajectory, PerPosition(layers), progress
-            )
-            self._captured[key] = Activations(moments, pooled.heads, pooled.provenance)
+            trajectory = sampling.Trajectory(**asdict(pooled.settings), batch_size=self.settings["batch_size"])
+            moments = position_moments(self.model, self.clip, anchors, role, trajectory)
+            self._captured[key] = replace(pooled, moments=moments)
         return self._captured[key]
 
     def merged(self, parts: tuple[Anchors, ...], role: str, positions: bool = False):
@@ -217,13 +215,7 @@ class Eraser:
         set."""
 
         def probes(lines, role):
-            return run(
-                ConceptPrompts,
-                concepts="\n".join(lines),
-                role=role,
-                templates="{}\na picture of {}",
-                include_empty_prompt=False,
-            )[0]
+            return anchor_prompts("\n".join(lines), role, templates="{}\na picture of {}")
 
         described = [e["prompt"] for e in studio.prompts()["choose"]["name_free"][target][:3]]
         return json.loads(
@@ -244,9 +236,5 @@ class Eraser:
 
 def narrow(model) -> dict[str, torch.Tensor]:
     """The narrow U-Net's weights that an edit can change, from a MODEL's effective ones."""
-    parts, own = {"keys": "to_k", "values": "to_v", "output": "to_out.0"}, model.get_key_patches("diffusion_model.")
-    return {
-        f"{layer.name}.{part}.weight": studio.leading(effective_weight(model, layer.key(p), None, own))
-        for layer in cross_attention_layers(model)
-        for p, part in parts.items()
-    }
+    keys = identity.site_keys(attention_sites(model))
+    return {key.removeprefix(ROOT): studio.leading(effective_weight(model, key)) for key in keys}

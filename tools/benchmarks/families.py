@@ -64,8 +64,8 @@ def measure(family: str) -> list:
     import comfy.utils
     import torch
     from pure_pack.nodes.host import precision, saving
-    from pure_pack.nodes.host.layers import cross_attention_layers, unet_of
-    from pure_pack.nodes.host.patches import effective_weight
+    from pure_pack.nodes.host.sites import attention_sites, diffusion_model
+    from pure_pack.nodes.host.weights import effective_weight
     from pure_pack.pure_core.projection import edit_matrix
 
     import random_models
@@ -77,7 +77,7 @@ def measure(family: str) -> list:
         parameters = sum(t.numel() for t in state.values())
         model = random_models.load(state, torch.float16)
         del state
-        layers, clip = cross_attention_layers(model), random_models.clip_of(model)
+        layers, clip = attention_sites(model), random_models.clip_of(model)
 
         def capture(name, role):
             prompts = run(
@@ -104,7 +104,7 @@ def measure(family: str) -> list:
         looked_at = layers[:: max(1, len(layers) // 8)]
         rows: dict = {}
         hooks = [
-            unet_of(model)
+            diffusion_model(model)
             .get_submodule(layer.name)
             .register_forward_pre_hook(
                 lambda module, args, kwargs, name=layer.name: rows.__setitem__(
@@ -126,7 +126,7 @@ def measure(family: str) -> list:
         )
         exact = 0.0
         for layer in looked_at:
-            b, original = basis.layers[layer.name], effective_weight(model, layer.key("values")).double()
+            b, original = basis.sites[layer.name], effective_weight(model, layer.key("values")).double()
             wanted = edit_matrix(b.u.double(), b.m.double()) @ original
             exact = max(
                 exact,

@@ -62,7 +62,7 @@ def sampling(kind: str) -> dict:
     import torch
     from pure_pack.nodes.host import recording
     from pure_pack.nodes.host import sampling as host_sampling
-    from pure_pack.nodes.host.layers import cross_attention_layers, unet_of
+    from pure_pack.nodes.host.sites import attention_sites, diffusion_model
     from pure_pack.pure_core.prompts import make_prompts
 
     from benchmarks.erasers import ApplyProjection, BuildBasis, run
@@ -95,8 +95,8 @@ def sampling(kind: str) -> dict:
             bare, lambda: bare(edited), pairs, lambda which: management.load_models_gpu([(model, edited)[which]])
         )  # putting patches on is not sampling
         work = meters.flops(bare)
-        read = pooled_bytes(model, unet_of(model), bare)
-    layers, encoding = cross_attention_layers(model), host_sampling.encode(clip, "")[0].nbytes
+        read = pooled_bytes(model, diffusion_model(model), bare)
+    layers, encoding = attention_sites(model), host_sampling.encode(clip, "")[0].nbytes
     bounds = [
         meters.surplus_bound(layers, encoding, *amount) for amount in ((count, count * steps), (math.inf, math.inf))
     ]
@@ -123,14 +123,14 @@ def sampling(kind: str) -> dict:
 
 def pooled_bytes(model, unet, run) -> float:
     """Bytes of all activations that a capture averages, each read once."""
-    from pure_pack.nodes.host.layers import cross_attention_layers
+    from pure_pack.nodes.host.sites import attention_sites
 
     total = [0.0]
     hooks = [
         unet.get_submodule(f"{layer.name}.to_out").register_forward_pre_hook(
             lambda _, args: total.__setitem__(0, total[0] + args[0].nbytes)
         )
-        for layer in cross_attention_layers(model)
+        for layer in attention_sites(model)
     ]
     try:
         run()
@@ -214,12 +214,12 @@ def algebra(kind: str) -> list[list]:
     import comfy.model_management as management
     import torch
     from pure_pack.nodes.host import patches, precision, saving
-    from pure_pack.nodes.host.layers import ROOT, cross_attention_layers
+    from pure_pack.nodes.host.sites import ROOT, attention_sites
     from pure_pack.pure_core.build import Settings, build_basis
 
     from benchmarks import peers
 
-    layers, out = cross_attention_layers(model), []
+    layers, out = attention_sites(model), []
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         rate64, rate32 = meters.product_rate(torch.float64), meters.product_rate(torch.float32)
         own = model.get_key_patches(ROOT)
@@ -232,7 +232,7 @@ def algebra(kind: str) -> list[list]:
         ):
             forget, retain = synthetic(layers, directions)
             ((basis, _), building), memory = meters.peak(meters.timed, build_basis, forget, retain, settings)
-            ranks = [basis.layers[layer.name].rank for layer in layers]
+            ranks = [basis.sites[layer.name].rank for layer in layers]
             (edited, *_), applying = meters.timed(patches.apply_basis, model, basis, 1.0, "values", 1, "all")
             rounding = meters.timed(precision.residual, edited)[1]
             putting = meters.timed(management.load_models_gpu, [edited])[1]
@@ -305,7 +305,7 @@ def files(_: str) -> dict:
     from pure_pack.pure_core.build import Settings, build_basis
     from pure_pack.pure_core.files import save_basis
 
-    from benchmarks.erasers import ApplyProjection, cross_attention_layers, run
+    from benchmarks.erasers import ApplyProjection, attention_sites, run
 
     model, clip, vae = inprocess.load_checkpoint()
 
@@ -313,7 +313,7 @@ def files(_: str) -> dict:
         return None
 
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
-        basis = build_basis(*synthetic(cross_attention_layers(model), 8), Settings())[0]
+        basis = build_basis(*synthetic(attention_sites(model), 8), Settings())[0]
         edited, target = run(ApplyProjection, model=model, basis=basis)[0], Path(folder) / "file.safetensors"
 
         def host():
@@ -372,8 +372,8 @@ def growth(_: str) -> dict:
     model, clip = loaded("mini_sd")
     import torch
     from pure_pack.nodes.host import recording
-    from pure_pack.nodes.host.layers import Layer, cross_attention_layers
     from pure_pack.nodes.host.sampling import Trajectory
+    from pure_pack.nodes.host.sites import Layer, attention_sites
     from pure_pack.pure_core.build import Settings, build_basis
     from pure_pack.pure_core.lora import lora_factors, lora_tensors
     from pure_pack.pure_core.projection import weight_delta
@@ -409,7 +409,7 @@ def growth(_: str) -> dict:
                     f"{r2:.4f}",
                 ]
             )
-        first = cross_attention_layers(model)[0]
+        first = attention_sites(model)[0]
         made = []
         for label, shapes in (
             ("layers", [(640, 2), (640, 4), (640, 8), (640, 16)]),
@@ -419,7 +419,7 @@ def growth(_: str) -> dict:
             for width, count in shapes:
                 layers = [Layer(f"l{i}", width, 8, first.context) for i in range(count)]
                 forget, retain = synthetic(layers, 8)
-                edits = build_basis(forget, retain, Settings())[0].layers.values()
+                edits = build_basis(forget, retain, Settings())[0].sites.values()
                 weights = [torch.randn(width, first.context) for _ in layers]
                 pairs = list(zip(weights, edits, strict=True))
                 work = {
@@ -462,7 +462,7 @@ def profile(_: str) -> list[list]:
 
     inprocess.start()
     import torch
-    from pure_pack.nodes.host.layers import Layer
+    from pure_pack.nodes.host.sites import Layer
     from pure_pack.pure_core.build import Settings, build_basis
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler

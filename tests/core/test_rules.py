@@ -1,25 +1,16 @@
 import pytest
 import torch
-from pure_pack.pure_core.moments import MomentsFitter
-from pure_pack.pure_core.subspace import (
-    LITTLE,
-    RIDGE,
+from captures import moments
+from pure_pack.pure_core.contrast import NEGLIGIBLE_SHARE, RIDGE, contrast_directions, removed_share
+from pure_pack.pure_core.energy import (
     add_direction,
-    contrast_directions,
     energy_rank,
     mean_squared_sine,
     principal_cosines,
     principal_directions,
-    removed_share,
 )
 
 from spaces import orthonormal
-
-
-def moments(h):
-    fitter = MomentsFitter(h.shape[1])
-    fitter.add(h)
-    return fitter.result()
 
 
 def random_rows(n, d, seed=0):
@@ -128,7 +119,11 @@ def test_directions_along_which_little_goes_are_left_alone_but_one_stays():
     counts = [contrast_directions(moments(f), moments(r), w)[1].shape[1] for w in (0.0, 1.0, 10.0, 1e6)]
     assert counts == sorted(counts, reverse=True) and counts[0] == 20 and counts[-1] == 1
     shares = removed_share(contrast_directions(moments(f), moments(r), 10.0)[0], 10.0)
-    assert (shares[: counts[2]] >= LITTLE).all() and (shares[counts[2] :] < LITTLE).all() and counts[2] < 20
+    assert (
+        (shares[: counts[2]] >= NEGLIGIBLE_SHARE).all()
+        and (shares[counts[2] :] < NEGLIGIBLE_SHARE).all()
+        and counts[2] < 20
+    )
 
 
 def test_without_retain_rows_contrast_is_plain_principal_directions():

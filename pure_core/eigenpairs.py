@@ -1,5 +1,6 @@
 """The leading eigenpairs of a Gram matrix, as many as a cut asks for, and the directions of a matrix from them.
-Float64; two runs are equal bit by bit.
+
+All in float64; two runs are equal bit by bit.
 
 An edit needs a few dozen of a layer's thousand directions. A whole eigendecomposition spends nearly all of its time on
 the others, so the leading ones are found in a block Krylov space (Golub and Underwood 1977; Musco and Musco 2015),
@@ -13,24 +14,20 @@ from collections.abc import Callable
 import torch
 
 Tensor = torch.Tensor
-Cut = Callable[
-    [Tensor, float], int
-    # leading eigenvalues, falling, and the sum of all -> how many are kept; all that it was given where the cut may lie
-    # behind them
-]
+# Leading eigenvalues, falling, and the sum of all -> how many are kept; as many as it was given where the cut may lie
+# behind them.
+Cut = Callable[[Tensor, float], int]
 
 BLOCK, STRIDE = 16, 4  # vectors that the Krylov space grows by, and how often between two looks
-WHOLE = 256  # up to this size a whole decomposition is as fast
-MOST = 0.35  # share of the size up to which the space grows before the whole decomposition is the faster one
-CONVERGED = 1e-14  # residual of a pair, of the largest eigenvalue: what is left by a whole decomposition too
-# of the largest eigenvalue: by so much the last pair may be surpassed by one that was missed; well above a Cholesky
-# factor's rounding
-PROVED = 1e-11
-VISIBLE = 1e-3  # relative error of a value that is only looked at
+DENSE_SIZE = 256  # up to this size a whole decomposition is as fast
+MAX_SUBSPACE = 0.35  # share of the size up to which the space grows before the whole decomposition is the faster one
+RESIDUAL_TOLERANCE = 1e-14  # residual of a pair, of the largest eigenvalue: what is left by a whole decomposition too
+# Of the largest eigenvalue: the last pair may be below one that was missed by so much, which is well above what a
+# Cholesky factor is rounded by.
+CERTIFICATE_TOLERANCE = 1e-11
+PLOT_TOLERANCE = 1e-3  # relative error of a value that is only looked at
 ZERO = 1e-12  # singular values below this share of the largest are rounding
-GRAM_ZERO = (
-    1e-7  # the same of those from a Gram matrix, which squares them; and squared ones above it keep eight digits
-)
+GRAM_ZERO = 1e-7  # the same from a Gram matrix, which squares them; squared ones above it keep eight digits
 
 
 def smaller_gram(a: Tensor) -> Tensor:
@@ -55,14 +52,15 @@ def krylov_pairs(gram: Tensor, cut: Cut) -> tuple[Tensor, Tensor] | None:
     """The leading eigenvalues of a positive semidefinite matrix, and eigenvectors of those that the cut keeps and of
     the next; None where they are too many.
 
-    Rayleigh and Ritz in the space of X, G X, G G X, ...; a pair counts when |G y - theta y| <= CONVERGED theta_1. That
-    none was missed is proved: theta I - (G - Y diag(theta) Y^T), theta PROVED theta_1 above the last of them, has a
-    Cholesky factor. Values behind the cut, for charts, are given as far as they have VISIBLE digits.
+    Rayleigh and Ritz in the space of X, G X, G G X, ...; a pair counts when |G y - theta y| <= RESIDUAL_TOLERANCE
+    theta_1. That none was missed is proved: theta I - (G - Y diag(theta) Y^T), with theta CERTIFICATE_TOLERANCE theta_1
+    above the last of them, has a Cholesky factor. Values behind the cut, for charts, are given as far as they have
+    PLOT_TOLERANCE digits.
     """
     n, total = gram.shape[0], float(gram.trace())
     basis, image = gram[:, :0], gram[:, :0]
     block = torch.randn(n, BLOCK, dtype=gram.dtype, generator=torch.Generator().manual_seed(0))
-    while basis.shape[1] + BLOCK * STRIDE <= MOST * n:
+    while basis.shape[1] + BLOCK * STRIDE <= MAX_SUBSPACE * n:
         for _ in range(STRIDE):
             block = orthonormal_to(basis, block)
             basis = torch.cat([basis, block], 1)
@@ -73,17 +71,19 @@ def krylov_pairs(gram: Tensor, cut: Cut) -> tuple[Tensor, Tensor] | None:
         if k <= len(values):
             y = basis @ inner
             residuals = (image @ inner - y * values).norm(dim=0)
-            if residuals[:k].max() <= CONVERGED * values[0] and is_all_above(gram, values[:k], y[:, :k]):
-                visible = int((residuals > VISIBLE * values).cumsum(0).eq(0).sum())
+            if residuals[:k].max() <= RESIDUAL_TOLERANCE * values[0] and is_all_above(gram, values[:k], y[:, :k]):
+                visible = int((residuals > PLOT_TOLERANCE * values).cumsum(0).eq(0).sum())
                 return values[: max(visible, k)], y[:, :k]
     return None
 
 
 def is_all_above(gram: Tensor, theta: Tensor, y: Tensor) -> bool:
-    """Whether a positive semidefinite matrix has no eigenvalue above the last of theta (k,), falling, by PROVED but
-    these, with the eigenvectors y (n, k)."""
+    """Whether theta (k,), falling, with the eigenvectors y (n, k), are all the leading eigenvalues of the matrix.
+
+    No other one is above the last of them by more than CERTIFICATE_TOLERANCE of the largest.
+    """
     rest = (y * theta) @ y.T - gram
-    rest.diagonal().add_(theta[-1] + PROVED * theta[0])
+    rest.diagonal().add_(theta[-1] + CERTIFICATE_TOLERANCE * theta[0])
     return int(torch.linalg.cholesky_ex(rest).info) == 0
 
 
@@ -98,7 +98,7 @@ def left_directions(a: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
     total = float(gram.trace())
     if not total > 0:
         return a.new_zeros(0), a[:, :0]
-    pairs = krylov_pairs(gram, cut) if gram.shape[0] > WHOLE else None
+    pairs = krylov_pairs(gram, cut) if gram.shape[0] > DENSE_SIZE else None
     squares, vectors = pairs or whole_pairs(gram)
     k = cut(squares, total)
     if k and squares[k - 1] < GRAM_ZERO * squares[0]:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from pure_pack.pure_core.eigen import BLOCK, WHOLE, is_all_above, krylov_pairs, left_directions
+from pure_pack.pure_core.eigenpairs import BLOCK, DENSE_SIZE, is_all_above, krylov_pairs, left_directions
 
 from spaces import orthonormal
 
@@ -74,11 +74,11 @@ def test_directions_that_the_krylov_space_cannot_hold_are_missed_by_nobody():
 
 
 def test_a_spectrum_that_hardly_falls_is_decomposed_whole():
-    values = 1 + falling(2 * WHOLE)
+    values = 1 + falling(2 * DENSE_SIZE)
     g, _ = gram(values)
     assert krylov_pairs(g, at_least(1.0)) is None
     found, z = left_directions(torch.linalg.cholesky(g), at_least(1.0))
-    assert z.shape[1] == len(found) == 2 * WHOLE and (found.square() - values).abs().max() < 1e-12
+    assert z.shape[1] == len(found) == 2 * DENSE_SIZE and (found.square() - values).abs().max() < 1e-12
 
 
 def test_few_rows_of_many_channels_give_their_rank():

@@ -1,0 +1,202 @@
+"""Checkpoints that are whole and verified: written by the host's saver, read back, compared with the MODEL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import comfy.model_base
+import comfy.model_detection
+import comfy.model_management
+import comfy.model_sampling
+import comfy.sd
+import torch
+from safetensors import safe_open
+
+from ...pure_core.errors import PureError
+from ...pure_core.whole_file import new_file
+from .identity import Digest, sampling_state
+from .labels import architecture
+from .patches import edits_of, recipes_of
+from .paths import check_room, embeds
+from .reporting import check_cancelled
+from .sampling import check_parts
+from .sites import ROOT, diffusion_model
+from .weights import effective_weight
+
+# Worst error of a stored weight, relative to the weight before the edit, that is still rounding: a few units in the
+# last
+# place of its type; and of float32 what a GPU's products may differ from a CPU's.
+STORED = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+STORED_FP8 = 0.15
+COMPARED = 24  # unedited weights whose values are compared, evenly spread
+PREFIX = "model.diffusion_model."
+# The node that sets again after loading what a file cannot say, by a class that its model_sampling is made of.
+SAMPLING_NODES = {
+    "ModelSamplingContinuousEDM": "ModelSamplingContinuousEDM",
+    "ModelSamplingContinuousV": "ModelSamplingContinuousV",
+    "ModelSamplingFlux": "ModelSamplingFlux",
+    "StableCascadeSampling": "ModelSamplingStableCascade",
+    "ModelSamplingDiscreteFlow": "ModelSamplingSD3",
+    "ModelSamplingDiscrete": "ModelSamplingDiscrete",
+}
+
+
+@dataclass
+class Saved:
+    """A written checkpoint: where it is, the worst relative error of its edited weights (None without an edit), and
+    what the file cannot say.
+    """
+
+    path: Path
+    error: float | None
+    warnings: list[str] = field(default_factory=list)
+
+
+def save_checkpoint(
+    model: Any, clip: Any, vae: Any, target: Path, embed_recipe: bool, step: Callable[[], None]
+) -> Saved:
+    """Writes a whole checkpoint through the host's saver and verifies it before it gets its name.
+
+    `step` is called after each stage. Raises PureError where the file cannot be written or does not hold the edit and
+    all parts; then no file is left.
+    """
+    check_parts(clip=clip, vae=vae)
+    recipes = recipes_of(model)
+    check_room(target, sum(part.model_size() for part in (model, clip.patcher, vae.patcher)))
+    metadata = {**architecture(model), "modelspec.title": target.stem}
+    if embeds(embed_recipe) and recipes:
+        metadata["pure"] = json.dumps({"format": "pure-checkpoint", "version": 1, "edits": recipes})
+    with new_file(target) as file:
+        write_checkpoint(file.part, model, clip, vae, metadata)
+        step()
+        check_cancelled()
+        error = verify_checkpoint(model, clip, vae, file.part)
+        warnings = sampling_warnings(model, file.part)
+        step()
+    return Saved(file.path, error, warnings)
+
+
+def write_checkpoint(path: Path, model: Any, clip: Any, vae: Any, metadata: dict[str, str]) -> None:
+    """The host's own saver; raises PureError where it cannot write such a MODEL."""
+    try:
+        comfy.sd.save_checkpoint(str(path), model, clip, vae, metadata=metadata, extra_keys=sampling_marks(model))
+    except (AttributeError, TypeError, KeyError, NotImplementedError) as error:
+        raise PureError(
+            f"This ComfyUI cannot save this MODEL as a checkpoint ({error}), as with mixed or quantised precision. "
+            "Save the edit with PURE Save LoRA instead."
+        ) from error
+
+
+def sampling_marks(model: Any) -> dict[str, torch.Tensor]:
+    """The keys by which the host's loader knows again how a MODEL samples: v-prediction, zero terminal SNR, EDM."""
+    sampling, marks = model.get_model_object("model_sampling"), {}
+    continuous = isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM)
+    if isinstance(sampling, comfy.model_sampling.EDM):
+        latents = model.model.latent_format
+        return {f"edm_{what}": getattr(latents, f"latents_{what}").flatten().float() for what in ("mean", "std")}
+    if not isinstance(sampling, comfy.model_sampling.V_PREDICTION):
+        return {}
+    if continuous:
+        ends = ("sigma_max", "sigma_min")
+        marks = {f"edm_vpred.{end}": torch.as_tensor(getattr(sampling, end)).float() for end in ends}
+    marks["v_pred"] = torch.tensor([])
+    if getattr(sampling, "zsnr", False) or float(sampling.sigma_max) > 1000:
+        marks["ztsnr"] = torch.tensor([])
+    return marks
+
+
+def sampling_warnings(model: Any, path: Path) -> list[str]:
+    """What the file cannot say of how the MODEL samples: a sentence that names the node to add after loading."""
+    live = model.get_model_object("model_sampling")
+    with safe_open(path, framework="pt") as file:
+        stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (mapped, not read)
+        config = comfy.model_detection.model_config_from_unet(stored, PREFIX, metadata=file.metadata())
+        if config is None:
+            return ["ComfyUI does not recognise the written file as a model of a kind it knows; look at it before use."]
+        again = comfy.model_base.model_sampling(config, config.model_type(stored, PREFIX))
+    digests = [Digest(), Digest()]
+    for digest, sampling in zip(digests, (live, again), strict=True):
+        digest.add(sampling_state(sampling))
+    if str(digests[0]) == str(digests[1]):
+        return []
+    classes = [c.__name__ for c in type(live).__mro__]
+    node = next((node for name, node in SAMPLING_NODES.items() if name in classes), "the ModelSampling node of before")
+    kind = {"V_PREDICTION": "v_prediction", "EPS": "eps", "LCM": "lcm", "X0": "x0", "CONST": "flow"}
+    named = next((kind[name] for name in classes if name in kind), "as before")
+    return [
+        f"A checkpoint file cannot say how this MODEL samples ({named}): after loading it, add {node} with the "
+        "settings that you used here."
+    ]
+
+
+def verify_checkpoint(model: Any, clip: Any, vae: Any, path: Path) -> float | None:
+    """Worst relative error of the edited weights in a file; None without an edit.
+
+    Raises PureError where an edited weight, one of a sample of the others, or a whole part is not the one given.
+    """
+    edited, config = edits_of(model), model.model.model_config
+    own = [ROOT + name for name in diffusion_model(model).state_dict()]
+    stored_as = _names(config.process_unet_state_dict_for_saving, {key: key.removeprefix(ROOT) for key in own})
+    expected = {"model": set(stored_as.values())}
+    if clip is not None:
+        expected["clip"] = set(config.process_clip_state_dict_for_saving(_empty(clip.patcher.model.state_dict())))
+    if vae is not None:
+        expected["vae"] = set(config.process_vae_state_dict_for_saving(_empty(vae.first_stage_model.state_dict())))
+    worst = None
+    with safe_open(path, framework="pt") as file:
+        names = set(file.keys())
+        for part, wanted in expected.items():
+            lost = sorted(wanted - names)
+            if len(lost) > len(wanted) // 2:  # the host itself leaves out single buffers, and nothing else
+                raise PureError(
+                    f"The written checkpoint holds no {part.upper()}: this ComfyUI left it out ({lost[0]} is "
+                    "missing). No file was kept. Please report this with ComfyUI's version."
+                )
+        others = [key for key in own if key not in edited and stored_as[key] in names]
+        sample = others[:: max(1, len(others) // COMPARED)]
+        for key in (*edited, *sample):
+            error = stored_error(model, key, stored_as[key], file, names)
+            if not error <= allowed(model, file.get_tensor(stored_as[key]).dtype):
+                what = "the edit of" if key in edited else "the MODEL's"
+                raise PureError(
+                    f"The written checkpoint does not hold {what} {stored_as[key]} (relative error {error:.2g}): the "
+                    "host did not save what it samples with. No file was kept; please report this with the MODEL's "
+                    "name."
+                )
+            worst = max(worst or 0.0, error) if key in edited else worst
+    return worst
+
+
+def _names(process: Callable[[dict[str, Any]], dict[str, Any]], names: dict[str, str]) -> dict[str, str]:
+    """key -> what the host's saver calls it, for keys given with the names that it is handed."""
+    out = {}
+    for key, name in names.items():
+        (out[key],) = process({name: None})
+    return out
+
+
+def _empty(keys: Iterable[str]) -> dict[str, torch.Tensor]:
+    """A state dict of these keys whose tensors hold nothing."""
+    return {key: torch.zeros(1, 1) for key in keys}
+
+
+def stored_error(model: Any, key: str, name: str, file: Any, names: set[str]) -> float:
+    """|stored - wanted| / |W before the edits| of a weight in a file: also where an edit takes all of it."""
+    wanted, stored = effective_weight(model, key), file.get_tensor(name).float()
+    scale = name.removesuffix("weight") + "scale_weight"  # scaled fp8
+    if scale in names:
+        stored = stored * file.get_tensor(scale).float()
+    first = edits_of(model).get(key, [None])[0]
+    size = effective_weight(model, key, first).norm() if first is not None else wanted.norm()
+    return float((stored - wanted).norm() / size) if size > 0 else float((stored - wanted).norm())
+
+
+def allowed(model: Any, dtype: torch.dtype) -> float:
+    """The largest error that is rounding: of the stored type, or of the type that the host computes patches in."""
+    computed = getattr(comfy.model_management, "lora_compute_dtype", None)  # newer hosts: fp16 on NVIDIA
+    of_host = STORED.get(computed(model.load_device), 0.0) if computed else 0.0
+    return max(STORED.get(dtype, STORED_FP8), of_host)

@@ -1,0 +1,35 @@
+"""Reading single weights of a MODEL as the host has them, without asking it for all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.lora
+import comfy.model_patcher
+import torch
+
+
+def base_weight(patcher: Any, key: str) -> torch.Tensor:
+    """A parameter as it was loaded, without patches: from the backup while a patched one is in its place."""
+    weight = comfy.model_patcher.get_key_weight(patcher.model, key)[0]
+    backup, hooked = patcher.backup.get(key), patcher.hook_backup.get(key)
+    if backup is not None:
+        weight = backup.weight
+    if hooked is not None:
+        weight = hooked[0]
+    return weight
+
+
+def float_weight(patcher: Any, key: str) -> torch.Tensor:
+    """The same as a float32 copy on the CPU, scaled or dequantised by the layer's own rule."""
+    convert = comfy.model_patcher.get_key_weight(patcher.model, key)[2]
+    weight = base_weight(patcher, key).to("cpu", torch.float32, copy=True)
+    return weight if convert is None else convert(weight, inplace=True)
+
+
+def effective_weight(patcher: Any, key: str, count: int | None = None) -> torch.Tensor:
+    """float32 copy on the CPU of a weight as the MODEL samples with it: its base and the patches on it, in order.
+
+    count: only the first so many patches.
+    """
+    return comfy.lora.calculate_weight(patcher.patches.get(key, [])[:count], float_weight(patcher, key), key)

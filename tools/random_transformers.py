@@ -1,0 +1,362 @@
+"""Small random diffusion transformers of every family in the pack's table, by the host's own classes; float32.
+
+Of each family a config as the host's detection gives it, but narrow: widths that a class takes freely are made small. A
+config at the real widths (`real`) is built without memory, on the meta device, to see what the host's detection makes
+of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+SIDE = 8  # of the latents that they are sampled at, where the family allows it
+
+
+@dataclass(frozen=True)
+class Random:
+    """One family: the host's config class, its narrow config and what differs at real widths.
+
+    context, pooled: widths of the conditioning. extra: further conditioning tensors, name -> shape after the batch,
+    with `tokens` for the number of tokens. sites: how many attention sites it has. side: of its latents. tokens: how
+    many the family wants, where it wants a number.
+    """
+
+    config: str
+    narrow: dict
+    real: dict = field(default_factory=dict)
+    context: int = 32
+    pooled: int = 0
+    extra: dict = field(default_factory=dict)
+    sites: int = 2
+    side: int = SIDE
+    tokens: int = 0
+
+
+WAN = {
+    "image_model": "wan2.1",
+    "model_type": "t2v",
+    "dim": 256,
+    "out_dim": 16,
+    "num_heads": 2,
+    "ffn_dim": 64,
+    "num_layers": 2,
+    "patch_size": (1, 2, 2),
+    "freq_dim": 256,
+    "window_size": (-1, -1),
+    "qk_norm": True,
+    "cross_attn_norm": True,
+    "eps": 1e-6,
+    "in_dim": 16,
+}
+PIXART = {
+    "num_heads": 16,
+    "patch_size": 2,
+    "hidden_size": 192,
+    "in_channels": 4,
+    "depth": 2,
+    "caption_channels": 32,
+    "model_max_length": 300,
+}
+HYDIT = {"image_model": "hydit", "depth": 4, "hidden_size": 128, "size_cond": False, "use_style_cond": False}
+COSMOS = {
+    "max_img_h": 240,
+    "max_img_w": 240,
+    "max_frames": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_spatial": 2,
+    "patch_temporal": 1,
+    "concat_padding_mask": True,
+    "pos_emb_cls": "rope3d",
+    "pos_emb_interpolation": "crop",
+    "use_adaln_lora": True,
+    "adaln_lora_dim": 16,
+    "model_channels": 64,
+    "num_blocks": 2,
+    "num_heads": 2,
+    "crossattn_emb_channels": 32,
+    "rope_h_extrapolation_ratio": 1.0,
+    "rope_w_extrapolation_ratio": 1.0,
+    "rope_t_extrapolation_ratio": 1.0,
+    "extra_per_block_abs_pos_emb": False,
+}
+FLUX = {
+    "image_model": "flux",
+    "axes_dim": [8, 12, 12],
+    "num_heads": 2,
+    "mlp_ratio": 2.0,
+    "theta": 10000,
+    "in_channels": 16,
+    "out_channels": 16,
+    "qkv_bias": True,
+    "hidden_size": 64,
+    "context_in_dim": 32,
+    "vec_in_dim": 24,
+    "patch_size": 2,
+    "depth": 2,
+    "depth_single_blocks": 1,
+    "guidance_embed": True,
+}
+HUNYUAN = {
+    "image_model": "hunyuan_video",
+    "in_channels": 16,
+    "patch_size": [1, 2, 2],
+    "out_channels": 16,
+    "vec_in_dim": 24,
+    "axes_dim": [16, 56, 56],
+    "meanflow": False,
+    "context_in_dim": 32,
+    "hidden_size": 256,
+    "mlp_ratio": 2.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 1,
+    "theta": 256,
+    "qkv_bias": True,
+    "byt5": False,
+    "guidance_embed": True,
+    "use_cond_type_embedding": False,
+    "vision_in_dim": None,
+}
+TRANSFORMERS = {
+    "PixArt alpha": Random(
+        "PixArtAlpha",
+        {"image_model": "pixart_alpha", "micro_condition": True, **PIXART, "input_size": 64, "pe_interpolation": 1},
+        side=34,
+    ),
+    "PixArt sigma": Random(
+        "PixArtSigma",
+        {"image_model": "pixart_sigma", "micro_condition": False, **PIXART, "input_size": 64, "pe_interpolation": 1},
+        side=34,
+    ),
+    "HunyuanDiT": Random(
+        "HunyuanDiT",
+        HYDIT,
+        context=1024,
+        extra={"conditioning_mt5xl": (256, 2048), "attention_mask": (77,), "attention_mask_mt5xl": (256,)},
+        tokens=77,
+        sites=4,
+    ),
+    "Wan t2v": Random("WAN21_T2V", WAN, context=4096),
+    "Wan i2v": Random("WAN21_I2V", {**WAN, "model_type": "i2v", "in_dim": 36}, context=4096),
+    "Wan VACE": Random(
+        "WAN21_Vace", {**WAN, "model_type": "vace", "vace_in_dim": 96, "vace_layers": 1}, context=4096, sites=3
+    ),
+    "Cosmos-Predict2": Random(
+        "CosmosT2IPredict2",
+        {**COSMOS, "image_model": "cosmos_predict2", "pos_emb_learnable": True, "min_fps": 1, "max_fps": 30},
+    ),
+    "Cosmos 1": Random(
+        "CosmosT2V",
+        {
+            **COSMOS,
+            "image_model": "cosmos",
+            "pos_emb_learnable": False,
+            "block_config": "FA-CA-MLP",
+            "block_x_format": "THWBD",
+            "affline_emb_norm": True,
+            "extra_per_block_abs_pos_emb": True,
+            "extra_per_block_abs_pos_emb_type": "learnable",
+        },
+    ),
+    "LTX Video": Random(
+        "LTXV",
+        {
+            "image_model": "ltxv",
+            "num_layers": 2,
+            "attention_head_dim": 8,
+            "cross_attention_dim": 256,
+            "caption_channels": 32,
+        },
+        extra={"attention_mask": ("tokens",)},
+        side=4,
+    ),
+    "SD 3": Random(
+        "SD3",
+        {
+            "in_channels": 16,
+            "patch_size": 2,
+            "out_channels": 16,
+            "depth": 2,
+            "input_size": None,
+            "adm_in_channels": 24,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": 32, "out_features": 128},
+            },
+            "num_patches": 256,
+            "pos_embed_max_size": 16,
+            "pos_embed_scaling_factor": None,
+            "x_block_self_attn_layers": [],
+        },
+        pooled=24,
+    ),
+    "SD 3.5 medium": Random(
+        "SD3",
+        {
+            "in_channels": 16,
+            "patch_size": 2,
+            "out_channels": 16,
+            "depth": 2,
+            "input_size": None,
+            "adm_in_channels": 24,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": 32, "out_features": 128},
+            },
+            "num_patches": 256,
+            "pos_embed_max_size": 16,
+            "pos_embed_scaling_factor": None,
+            "qk_norm": "rms",
+            "x_block_self_attn_layers": [0],
+        },
+        pooled=24,
+    ),
+    "Qwen-Image": Random(
+        "QwenImage",
+        {
+            "image_model": "qwen_image",
+            "in_channels": 64,
+            "num_layers": 2,
+            "attention_head_dim": 32,
+            "num_attention_heads": 2,
+            "axes_dims_rope": (8, 12, 12),
+            "joint_attention_dim": 32,
+        },
+    ),
+    "Flux.1": Random("Flux", FLUX, pooled=24),
+    "Flux.2": Random(
+        "Flux2",
+        {
+            **FLUX,
+            "image_model": "flux2",
+            "axes_dim": [8, 8, 8, 8],
+            "in_channels": 128,
+            "out_channels": 128,
+            "patch_size": 1,
+            "global_modulation": True,
+            "vec_in_dim": None,
+            "mlp_silu_act": True,
+            "qkv_bias": False,
+            "ops_bias": False,
+            "default_ref_method": "index",
+            "ref_index_scale": 10.0,
+            "theta": 2000,
+        },
+        pooled=24,
+    ),
+    "Chroma": Random(
+        "Chroma",
+        {
+            **{k: v for k, v in FLUX.items() if k not in ("vec_in_dim", "guidance_embed")},
+            "image_model": "chroma",
+            "in_channels": 64,
+            "out_channels": 64,
+            "in_dim": 64,
+            "out_dim": 64,
+            "hidden_dim": 32,
+            "n_layers": 2,
+        },
+        pooled=24,
+    ),
+    "HunyuanVideo": Random("HunyuanVideo", HUNYUAN, pooled=24),
+    "AuraFlow": Random(
+        "AuraFlow",
+        {
+            "max_seq": 256,
+            "cond_seq_dim": 32,
+            "n_double_layers": 2,
+            "n_layers": 3,
+            "dim": 64,
+            "n_heads": 2,
+            "global_conddim": 64,
+        },
+    ),
+    "HiDream": Random(
+        "HiDream",
+        {
+            "image_model": "hidream",
+            "attention_head_dim": 32,
+            "axes_dims_rope": [16, 8, 8],
+            "caption_channels": [32, 32],
+            "max_resolution": [16, 16],
+            "in_channels": 16,
+            "llama_layers": [0, 1, 1],
+            "num_attention_heads": 2,
+            "num_routed_experts": 2,
+            "num_activated_experts": 1,
+            "num_layers": 2,
+            "num_single_layers": 1,
+            "out_channels": 16,
+            "patch_size": 2,
+            "text_emb_dim": 24,
+        },
+        pooled=24,
+        extra={"conditioning_llama3": (2, "tokens", 32)},
+    ),
+}
+
+
+def host_config(family: str):
+    """The host's config object of a narrow family."""
+    import comfy.supported_models
+
+    row = TRANSFORMERS[family]
+    return getattr(comfy.supported_models, row.config)(dict(row.narrow))
+
+
+def load_transformer(family: str, seed: int = 1):
+    """A MODEL of a family with random weights, all live, in float32 on the CPU; as the host's loader makes one."""
+    import comfy.model_patcher
+
+    config, cpu = host_config(family), torch.device("cpu")
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "", device=cpu)
+    randomise(model.diffusion_model, seed)
+    return comfy.model_patcher.ModelPatcher(model.eval(), load_device=cpu, offload_device=cpu)
+
+
+def randomise(module: torch.nn.Module, seed: int) -> None:
+    """Fills every parameter: matrices so that they keep lengths, norms about one, biases small."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in (*module.named_parameters(), *module.named_buffers()):
+            if name in dict(module.named_buffers()) and not name.endswith("pos_embed"):  # others are computed
+                continue
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() > 1:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+            elif name.endswith("bias"):
+                parameter.copy_(0.1 * noise)
+            else:
+                parameter.copy_(1 + 0.1 * noise)
+
+
+class RandomText:
+    """A CLIP that gives every text a random conditioning of a family.
+
+    embedding, pooled output and what else it takes.
+    """
+
+    layer_idx = None
+
+    def __init__(self, family: str, tokens: int = 7):
+        self.row, self.tokens = TRANSFORMERS[family], tokens
+
+    def tokenize(self, text):
+        return text
+
+    def encode_from_tokens_scheduled(self, text):
+        generator = torch.Generator().manual_seed(sum(ord(c) * 31**i for i, c in enumerate(text)) % 2**31)
+        tokens = self.row.tokens or self.tokens + len(text) // 20
+
+        def draw(*shape):
+            return torch.randn(1, *(tokens if n == "tokens" else n for n in shape), generator=generator)
+
+        extra = {"pooled_output": draw(self.row.pooled)} if self.row.pooled else {}
+        for name, shape in self.row.extra.items():
+            drawn = draw(*shape)
+            extra[name] = torch.ones_like(drawn, dtype=torch.int64) if "mask" in name else drawn
+        return [[draw("tokens", self.row.context), extra]]
