@@ -46,8 +46,8 @@ class ConceptPrompts(io.ComfyNode):
                     options=list(PRESETS),
                     default="object or character",
                     tooltip=(
-                        "Which six phrasings each line gets. Free text: each line is a whole prompt and templates "
-                        "are not used."
+                        "Which six phrasings each line gets. Artistic style: lines to keep are whole prompts. Free "
+                        "text: all lines are, and templates are not used."
                     ),
                 ),
                 io.Boolean.Input(

@@ -27,6 +27,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "unsafe content": ("{}", "a photo of {}", "a picture of {}", "an image showing {}", "a scene of {}", "people, {}"),
     "free text": ("{}",),
 }
+# What is kept beside a style is as much subjects as other artists: there each line is a whole prompt.
+WHOLE_PROMPTS_TO_KEEP = ("artistic style",)
 EMPTY = "the empty prompt"  # the concept name under which the unconditional branch is protected
 PLACE = "{}"  # where the concept goes in a template
 EMPHASIS = re.compile(
@@ -111,10 +113,11 @@ def anchor_prompts(
 ) -> Prompts:
     """The anchor prompts of one text box; see make_prompts."""
     check_offered("preset", preset, tuple(PRESETS))
-    own = read_lines(templates).lines if preset != "free text" else []
+    whole = preset == "free text" or (role == "retain" and preset in WHOLE_PROMPTS_TO_KEEP)
+    own = [] if whole else read_lines(templates).lines
     for form in own:
         check_template(form)
-    forms = own or PRESETS[preset]
+    forms = own or ((PLACE,) if whole else PRESETS[preset])
     pairs = [(line, form.replace(PLACE, line)) for line in read_lines(concepts).lines for form in forms]
     return Prompts(role, (*pairs, *([(EMPTY, "")] if include_empty_prompt else [])))
 

@@ -27,6 +27,11 @@ def test_own_templates_replace_the_presets_and_free_text_uses_none():
     assert free.texts == ("a round thing {with braces}",)
 
 
+def test_beside_a_style_whole_prompts_are_kept():
+    forget, keep, _ = make_prompts("Van Gogh", "a photo of a cat", preset="artistic style")
+    assert "a painting by Van Gogh" in forget.texts and keep.texts == ("a photo of a cat", "")
+
+
 @pytest.mark.parametrize("form", ["{} {a|b}", "{}, {red|blue}", "a {red|blue} {} x"])
 def test_a_template_may_have_choices_of_the_frontend(form):
     assert anchor_prompts("zorbo", "forget", templates=form).texts == (form.replace("{}", "zorbo"),)

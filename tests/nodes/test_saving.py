@@ -279,7 +279,7 @@ def test_an_edit_that_takes_everything_is_saved_in_half_precision(mini):
         str(inprocess.checkpoint()), output_vae=False, output_clip=False, model_options={"dtype": torch.float16}
     )[0]
     edited, sites = model.clone(), attention_sites(model)
-    everything = {site: torch.linalg.qr(torch.randn(site.width, site.width)).Q for site in sites}
+    everything = {site.name: torch.linalg.qr(torch.randn(site.width, site.width)).Q for site in sites}
     recipe = json.dumps({"weights": len(sites)})
     edited.add_patches(
         {s.key("values"): ProjectionAdapter(set(), (q, q, "left", recipe, {})) for s, q in everything.items()}

@@ -4,22 +4,12 @@ import copy
 
 SMALL = {
     "loader": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "mini_sd.safetensors"}},
-    "forget": {
+    "lists": {
         "class_type": "PURE_ConceptPrompts",
         "inputs": {
-            "concepts": "miplo",
+            "forget": "miplo",
+            "keep": "zorbo\nbramby",
             "preset": "object or character",
-            "role": "forget",
-            "include_empty_prompt": True,
-            "templates": "{}",
-        },
-    },
-    "retain": {
-        "class_type": "PURE_ConceptPrompts",
-        "inputs": {
-            "concepts": "zorbo\nbramby",
-            "preset": "object or character",
-            "role": "retain",
             "include_empty_prompt": True,
             "templates": "{}",
         },
@@ -29,7 +19,7 @@ SMALL = {
         "inputs": {
             "model": ["loader", 0],
             "clip": ["loader", 1],
-            "prompts": ["forget", 0],
+            "prompts": ["lists", 0],
             "steps": 4,
             "recorded_steps": 2,
             "latents": 1,
@@ -90,7 +80,7 @@ SMALL = {
 }
 SMALL["capture_retain"] = {
     "class_type": "PURE_CaptureActivations",
-    "inputs": {**SMALL["capture_forget"]["inputs"], "prompts": ["retain", 0]},
+    "inputs": {**SMALL["capture_forget"]["inputs"], "prompts": ["lists", 1]},
 }
 
 

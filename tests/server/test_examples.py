@@ -154,13 +154,13 @@ def test_while_it_runs_a_capture_says_what_is_captured_and_what_it_costs(example
     one = examples[workflows.names()[0]]
     for i, concept in zip(workflows.find(one.graph, "PURE_CaptureActivations"), ("miplo", "zorbo"), strict=True):
         text = one.seen["texts"][i][0]
-        assert text.startswith("Capturing") and "U-Net evaluations" in text and concept in text
+        assert text.startswith("Capturing") and "evaluations of the MODEL" in text and concept in text
         done = [0, *(value for node, value, _ in one.seen["steps"] if node == i)]
         total, batch = (
             next(most for node, _, most in one.seen["steps"] if node == i),
             one.graph[i]["inputs"]["batch_size"],
         )
-        assert done[-1] == total and f"{total} U-Net evaluations" in text
+        assert done[-1] == total and f"{total} evaluations of the MODEL" in text
         assert (
             len(done) > one.graph[i]["inputs"]["recorded_steps"]
             and max(b - a for a, b in itertools.pairwise(done)) <= batch

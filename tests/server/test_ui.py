@@ -33,17 +33,13 @@ def pictures(server, outputs):
     ]
 
 
-def small(seed=0, concepts="miplo"):
+def small(seed=0, forget="miplo"):
     """The first example with few prompts and one picture each, and a seed of its own so that nothing comes from the
     cache."""
     workflow = workflows.substitute(workflows.load("erase_a_character"))
     for node in workflow["nodes"]:
         if node["type"] == "PURE_ConceptPrompts":
-            node["widgets_values"][:2] = (
-                (concepts, "object or character")
-                if node["widgets_values"][2] == "forget"
-                else ("a picture of zorbo\na picture of bramby", "free text")
-            )
+            node["widgets_values"] = [forget, "zorbo\nbramby", "object or character", True, "{}\na picture of {}"]
         if node["type"] == "PURE_CaptureActivations":
             node["widgets_values"][:4] = [4, 4, 1, seed]
         if node["type"] == "KSampler":
@@ -189,10 +185,10 @@ def drop_blueprint(ui):
     ui.drop_from_search(BLUEPRINT)
     ui.page.wait_for_function("title => app.graph.nodes.some(n => n.title === title)", arg=BLUEPRINT)
     widgets = ui.page.evaluate(
-        """([title, forget, retain]) => {
+        """([title, forget, keep]) => {
       const n = app.graph.nodes.find(n => n.title === title);
       const set = (name, value) => { n.widgets.find(w => w.name === name).value = value };
-      set('forget', forget); set('retain', retain); set('width', 64); set('height', 64);
+      set('forget', forget); set('keep', keep); set('width', 64); set('height', 64);
       app.graph.getNodeById(1).connect(0, n, 0); app.graph.getNodeById(1).connect(1, n, 1);
       n.connect(0, app.graph.getNodeById(12), 0);
       const preview = LiteGraph.createNode('PreviewImage'), report = LiteGraph.createNode('PreviewAny');
@@ -209,7 +205,7 @@ def test_the_blueprint_is_found_dropped_in_and_queues_an_edit(site):
     widgets, graph = drop_blueprint(site[1])
     assert [w.rpartition(": ")[2] for w in widgets] == [
         "forget",
-        "retain",
+        "keep",
         "width",
         "height",
         "retain_weight",
@@ -217,7 +213,8 @@ def test_the_blueprint_is_found_dropped_in_and_queues_an_edit(site):
     ]  # 1.32 writes the inner node's id in front
     (apply,) = workflows.find(graph, "PURE_ApplyProjection")
     assert ":" in apply and graph["12"]["inputs"]["model"] == [apply, 0] and graph[apply]["inputs"]["model"] == ["1", 0]
-    assert [graph[i]["inputs"]["concepts"] for i in workflows.find(graph, "PURE_ConceptPrompts")] == ["miplo", "zorbo"]
+    (lists,) = (graph[i]["inputs"] for i in workflows.find(graph, "PURE_ConceptPrompts"))
+    assert (lists["forget"], lists["keep"]) == ("miplo", "zorbo")
     captures = [graph[i]["inputs"] for i in workflows.find(graph, "PURE_CaptureActivations")]
     assert len(captures) == 2 and all(
         (c["model"], c["clip"], c["width"], c["height"]) == (["1", 0], ["1", 1], 64, 64) for c in captures

@@ -21,7 +21,7 @@ from pure_pack.nodes.host.sites import ROOT, attention_sites
 from pure_pack.nodes.host.weights import effective_weight
 from pure_pack.nodes.measure import MeasureLeakage
 from pure_pack.pure_core.moments import MomentsFitter
-from pure_pack.pure_core.prompts import Prompts, anchor_prompts
+from pure_pack.pure_core.prompts import PRESETS, Prompts, anchor_prompts
 
 from mini_sd import studio
 from mini_sd.world import ARTISTS, CHARACTERS, COLORS, EYES, MARKS, NOUNS, SHAPES, STYLES, TOPPERS, Creature
@@ -126,7 +126,8 @@ def style_plan(style: str, descriptions: int = 2, plain: bool = True) -> Plan:
     """
     artistic = (("preset", "artistic style"),)
     described = tuple(Anchors(line, (("templates", IN_STYLE),)) for line in STYLES[style][:descriptions])
-    artists = tuple(Anchors(ARTISTS[s], BARE + artistic) for s in ARTISTS if s != style)
+    forms = (("templates", "\n".join(PRESETS["artistic style"])),)  # to keep, that preset takes whole prompts
+    artists = tuple(Anchors(ARTISTS[s], BARE + forms) for s in ARTISTS if s != style)
     return Plan(
         (Anchors(ARTISTS[style], artistic), *described),
         (EMPTY, *artists, *(Anchors(c, BARE) for c in (*CHARACTERS, *(PLAIN if plain else ())))),
