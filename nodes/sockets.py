@@ -41,7 +41,7 @@ def connected(node: type[io.ComfyNode], **wires: object) -> None:
     for name, value in wires.items():
         if value is None:
             raise PureError(
-                f"Nothing is connected to {name} of {node.GET_SCHEMA().display_name}. Connect it and run again."
+                f"Nothing is connected to {name} of {node.define_schema().display_name}. Connect it and run again."
             )
 
 

@@ -108,8 +108,8 @@ def measure(
             pairs = zip(halves, halves[::-1], strict=True)
             values = [leakage(mean[0, a], mean[0, b], mean[1, b], *kept) for a, b in pairs]
             left[name][concept] = sum(values) / 2
-            added = [mean[0, half] - kept[0] for half in halves]
-            agreed[concept].append(float(torch.nn.functional.cosine_similarity(*added, dim=0)))
+            a, b = (mean[0, half] - kept[0] for half in halves)
+            agreed[concept].append(float(torch.nn.functional.cosine_similarity(a, b, dim=0)))
     sites = {
         name: SiteLeakage(sum(values.values()) / len(values), movement(retain_before[name], retain_after[name]))
         for name, values in left.items()

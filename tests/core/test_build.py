@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-from captures import CONCEPT, FORGET, HEADS, LAYERS, RETAIN, D, captured, rows
+from captures import CONCEPT, FORGET, HEADS, LAYERS, RETAIN, SHARED, D, captured, rows
 from pure_pack.pure_core.activations import merge_activations
-from pure_pack.pure_core.basis import Settings
+from pure_pack.pure_core.basis import TENSORS, Settings
 from pure_pack.pure_core.build import build_basis, describe_basis
+from pure_pack.pure_core.charts import basis_chart
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.leakage import movement
+from pure_pack.pure_core.neighbours import TWIN, closest_kept
 from pure_pack.pure_core.projection import edit_matrix
+from pure_pack.pure_core.prompts import EMPTY
 
 from spaces import orthonormal
 
@@ -226,3 +229,46 @@ def test_merging_captures_adds_rows_and_concepts_and_refuses_what_does_not_fit()
         merge_activations(a, FORGET)
     with pytest.raises(PureError, match="different models"):
         merge_activations(a, captured("retain", ["y"], [rows(False, 1), rows(False, 2)], heads=8))
+
+
+def test_a_twin_among_the_kept_is_named_and_a_neighbour_is_not():
+    away = 0.3 * SHARED[:, 2]
+    kept = [rows(True, 5, 60), rows(False, 6, 60) + away, rows(False, 7, 60) - away]
+    retain = captured("retain", ["a twin", "one", "another"], [torch.cat(kept), torch.cat(kept)])
+    pairs = closest_kept(FORGET, retain)
+    assert [(p.forgotten, p.kept) for p in pairs] == [("zorbo", "a twin")] and pairs[0].likeness > TWIN
+    warnings = build_basis(FORGET, retain, Settings())[1]
+    assert any("'a twin' in the keep list is rendered almost like 'zorbo'" in w for w in warnings)
+    others = captured("retain", ["one", "another"], [torch.cat(kept[1:]), torch.cat(kept[1:])])
+    assert not any("almost like" in w for w in build_basis(FORGET, others, Settings())[1])  # control
+    report = describe_basis(*build_basis(FORGET, others, Settings()), closest_kept(FORGET, others))
+    assert "Closest to zorbo: " in report
+
+
+def test_an_empty_keep_list_and_no_weight_are_warned_of():
+    empty = captured("retain", [EMPTY], [rows(False, 3), rows(False, 4)])
+    assert "Only the empty prompt is listed to keep" in build_basis(FORGET, empty, Settings())[1][0]
+    assert "retain_weight is 0" in build_basis(FORGET, RETAIN, Settings(retain_weight=0))[1][0]
+    assert build_basis(FORGET, RETAIN, Settings())[1] == []  # control
+
+
+def test_a_weight_above_every_ratio_is_blamed_and_not_the_keep_list():
+    with pytest.raises(PureError, match=r"at most \d+ times stronger .* retain_weight is 1e\+12: lower it"):
+        build_basis(FORGET, RETAIN, Settings(retain_weight=1e12))
+    _, warnings = build_basis(FORGET, RETAIN, Settings(retain_weight=1e4))
+    assert any("retain_weight is 10000: lower it" in w for w in warnings) and not any("twins" in w for w in warnings)
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e-20, 1e15])
+@pytest.mark.parametrize("retain", [RETAIN, None], ids=["kept", "nothing kept"])
+def test_a_basis_is_finite_whatever_the_scale_of_the_activations(scale, retain):
+    """192 of 2,085 builds of tiny rows were not, without an error, and their charts raised OverflowError."""
+    forget = captured("forget", ["zorbo"], [scale * rows(True, 1), scale * rows(True, 2)])
+    for settings in WORKING:
+        try:
+            basis, _ = build_basis(forget, retain, settings)
+        except PureError:  # said in words is as good
+            continue
+        for edit in basis.sites.values():
+            assert all(torch.isfinite(getattr(edit, part)).all() for part in TENSORS)
+        basis_chart(basis)

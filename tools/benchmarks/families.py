@@ -63,14 +63,15 @@ def measure(family: str) -> list:
     import comfy.sd
     import comfy.utils
     import torch
-    from pure_pack.nodes.host import precision, saving
+    from pure_pack.nodes.host import checkpoint, lora_file, precision
     from pure_pack.nodes.host.sites import attention_sites, diffusion_model
     from pure_pack.nodes.host.weights import effective_weight
     from pure_pack.pure_core.projection import edit_matrix
+    from pure_pack.pure_core.prompts import anchor_prompts
 
     import random_models
     from benchmarks import meters
-    from benchmarks.erasers import ApplyProjection, BuildBasis, CaptureActivations, ConceptPrompts, run
+    from benchmarks.erasers import ApplyProjection, BuildBasis, CaptureActivations, run
 
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         state = random_models.random_state(family, full=True, dtype=torch.float16)
@@ -80,9 +81,7 @@ def measure(family: str) -> list:
         layers, clip = attention_sites(model), random_models.clip_of(model)
 
         def capture(name, role):
-            prompts = run(
-                ConceptPrompts, concepts=name, role=role, templates="{}\na picture of {}", include_empty_prompt=False
-            )[0]
+            prompts = anchor_prompts(name, role, templates="{}\na picture of {}")
             return run(
                 CaptureActivations,
                 model=model,
@@ -136,9 +135,9 @@ def measure(family: str) -> list:
                 ),
             )
         kept = meters.kept(forget) + meters.kept(retain)
-        saving.save_lora(edited, Path(folder) / "lora.safetensors", "fp32", False, lambda: None)
+        lora = lora_file.save_lora(edited, Path(folder) / "lora.safetensors", "fp32", False, lambda: None).path
         loaded = comfy.sd.load_lora_for_models(
-            model, None, comfy.utils.load_torch_file(f"{folder}/lora.safetensors", safe_load=True), 1.0, 0.0
+            model, None, comfy.utils.load_torch_file(str(lora), safe_load=True), 1.0, 0.0
         )[0]
         worst = 0.0
         for layer in looked_at:
@@ -154,8 +153,8 @@ def measure(family: str) -> list:
         if not torch.isfinite(latent).all() or not (latent - before).abs().max() > 0:
             raise AssertionError(f"{family}: the edited MODEL does not sample, or samples what the original does.")
         residual, peak = precision.residual(edited), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        comfy.sd.save_checkpoint(f"{folder}/model.safetensors", edited, extra_keys=saving.sampling_marks(edited))
-        saving.verify_checkpoint(edited, Path(folder) / "model.safetensors")
+        comfy.sd.save_checkpoint(f"{folder}/model.safetensors", edited, extra_keys=checkpoint.sampling_marks(edited))
+        checkpoint.verify_checkpoint(edited, None, None, Path(folder) / "model.safetensors")
         del model, edited, loaded
         comfy.model_management.unload_all_models()
         gc.collect()

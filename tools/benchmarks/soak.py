@@ -36,12 +36,12 @@ def soak(_: str) -> dict:
 
         for inputs in find("PURE_ConceptPrompts"):
             inputs["templates"] = "a picture of {}"
-            inputs["concepts"] = "\n".join(inputs["concepts"].splitlines()[:1])
-        retain = next(inputs for inputs in find("PURE_ConceptPrompts") if inputs["role"] == "retain")
+            inputs["forget"] = "\n".join(inputs["forget"].splitlines()[:1])
+        (lists,) = find("PURE_ConceptPrompts")
         host = workflows.upstream(graph, workflows.find(graph, "PreviewImage")[0])  # by the original MODEL
         status, memory, times, hosts = Path(f"/proc/{server.process.pid}/status"), [], [], []
         for seed in range(QUEUES):
-            retain["concepts"] = workflows.NEIGHBOURS[seed % 7]
+            lists["keep"] = workflows.NEIGHBOURS[seed % 7]
             for inputs in find("PURE_CaptureActivations"):
                 inputs.update({"steps": 4, "recorded_steps": 2, "seed": seed})
             for inputs in find("KSampler"):

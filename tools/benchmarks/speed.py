@@ -63,7 +63,7 @@ def sampling(kind: str) -> dict:
     from pure_pack.nodes.host import recording
     from pure_pack.nodes.host import sampling as host_sampling
     from pure_pack.nodes.host.sites import attention_sites, diffusion_model
-    from pure_pack.pure_core.prompts import make_prompts
+    from pure_pack.pure_core.prompts import anchor_prompts
 
     from benchmarks.erasers import ApplyProjection, BuildBasis, run
 
@@ -71,7 +71,7 @@ def sampling(kind: str) -> dict:
     trajectory = host_sampling.Trajectory(10, steps, 1, 0, 1.0, size, size, "euler", "normal", 4)
 
     def lines(role):
-        return make_prompts("\n".join(f"{role} picture {i}" for i in range(count)), "free text", role, False)[0]
+        return anchor_prompts("\n".join(f"{role} picture {i}" for i in range(count)), role, "free text")
 
     prompts = lines("forget")
 
@@ -80,10 +80,11 @@ def sampling(kind: str) -> dict:
 
     def bare(model=model):
         """The host's sampler on the same batches of the same prompts."""
-        texts = host_sampling.texts_of(prompts)
+        texts = prompts.texts
         conditioning = host_sampling.encode_all(clip, texts)
         latents = host_sampling.start_noise(model, trajectory.seed, 1, size, size)
-        for batch in host_sampling.batched(host_sampling.jobs_of(texts, 1), conditioning, trajectory.batch_size):
+        jobs = host_sampling.jobs_of([(text, None) for text in texts], 1)
+        for batch in host_sampling.batched(jobs, conditioning, trajectory.batch_size):
             host_sampling.sample(model, conditioning, latents, batch, trajectory, lambda *_: None)
 
     with torch.inference_mode():
@@ -163,9 +164,10 @@ def synthetic(layers, directions: int):
     turned round).
     """
     import torch
-    from pure_pack.pure_core.activations import Activations
+    from pure_pack.pure_core.activations import Activations, Anchors, CaptureSettings, ModelIdentity
     from pure_pack.pure_core.moments import MomentsFitter
 
+    settings, model = CaptureSettings(10, 10, 2, 0, 1.0, 512, 512, "euler", "normal"), ModelIdentity("random", "")
     generator, captured = torch.Generator().manual_seed(2), []
     scale = {layer.width: torch.arange(1, layer.width + 1).pow(-1.0) for layer in layers}
     for role in ("forget", "retain"):
@@ -184,9 +186,14 @@ def synthetic(layers, directions: int):
             moments[layer.name] = fitter.result()
         captured.append(
             Activations(
+                role,
                 moments,
-                {layer.name: layer.heads for layer in layers},
-                {"role": role, "concepts": [role], "prompts": [role], "context_width": layers[0].context},
+                {name: m.sum[None] for name, m in moments.items()},
+                (ROWS,),
+                {layer.name: layer.shape for layer in layers},
+                Anchors((role,), (role,)),
+                settings,
+                model,
             )
         )
     return captured
@@ -213,17 +220,18 @@ def algebra(kind: str) -> list[list]:
     model, _ = loaded(kind)
     import comfy.model_management as management
     import torch
-    from pure_pack.nodes.host import patches, precision, saving
-    from pure_pack.nodes.host.sites import ROOT, attention_sites
-    from pure_pack.pure_core.build import Settings, build_basis
+    from pure_pack.nodes.host import lora_file, patches, precision
+    from pure_pack.nodes.host.sites import attention_sites
+    from pure_pack.nodes.host.weights import base_weight
+    from pure_pack.pure_core.basis import Settings
+    from pure_pack.pure_core.build import build_basis
 
     from benchmarks import peers
 
     layers, out = attention_sites(model), []
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         rate64, rate32 = meters.product_rate(torch.float64), meters.product_rate(torch.float32)
-        own = model.get_key_patches(ROOT)
-        weights = [own[layer.key(p)][0][0] for layer in layers for p in ("keys", "values")]
+        weights = [base_weight(model, layer.key(p)) for layer in layers for p in ("keys", "values")]
         management.load_models_gpu([model])
         for label, directions, settings in (
             ("8 directions a layer", 8, Settings()),
@@ -237,7 +245,7 @@ def algebra(kind: str) -> list[list]:
             rounding = meters.timed(precision.residual, edited)[1]
             putting = meters.timed(management.load_models_gpu, [edited])[1]
             lora = meters.timed(
-                saving.save_lora, edited, Path(folder) / f"{label}.safetensors", "fp16", False, lambda: None
+                lora_file.save_lora, edited, Path(folder) / f"{label}.safetensors", "fp16", False, lambda: None
             )[1]
             product = sum(4 * layer.width * rank * layer.context for layer, rank in zip(layers, ranks, strict=True))
             name = f"{kind}, {label} (ranks {min(ranks)} to {max(ranks)})"
@@ -301,8 +309,9 @@ def files(_: str) -> dict:
     inprocess.start()
     import comfy.sd
     import torch
-    from pure_pack.nodes.host import saving
-    from pure_pack.pure_core.build import Settings, build_basis
+    from pure_pack.nodes.host import checkpoint, lora_file
+    from pure_pack.pure_core.basis import Settings
+    from pure_pack.pure_core.build import build_basis
     from pure_pack.pure_core.files import save_basis
 
     from benchmarks.erasers import ApplyProjection, attention_sites, run
@@ -321,8 +330,8 @@ def files(_: str) -> dict:
 
         out, raw = [], {}
         for name, save in (
-            ("checkpoint", lambda: saving.save_checkpoint(edited, clip, vae, target, False, done)),
-            ("LoRA", lambda: saving.save_lora(edited, target, "fp16", False, done)),
+            ("checkpoint", lambda: checkpoint.save_checkpoint(edited, clip, vae, target, False, done)),
+            ("LoRA", lambda: lora_file.save_lora(edited, target, "fp16", False, done)),
             ("basis", lambda: save_basis(basis, target, False)),
         ):
             target.unlink(missing_ok=True)
@@ -373,16 +382,17 @@ def growth(_: str) -> dict:
     import torch
     from pure_pack.nodes.host import recording
     from pure_pack.nodes.host.sampling import Trajectory
-    from pure_pack.nodes.host.sites import Layer, attention_sites
-    from pure_pack.pure_core.build import Settings, build_basis
+    from pure_pack.nodes.host.sites import attention_sites
+    from pure_pack.pure_core.basis import Settings
+    from pure_pack.pure_core.build import build_basis
     from pure_pack.pure_core.lora import lora_factors, lora_tensors
     from pure_pack.pure_core.projection import weight_delta
-    from pure_pack.pure_core.prompts import make_prompts
+    from pure_pack.pure_core.prompts import anchor_prompts
 
     base = Trajectory(10, 2, 1, 0, 1.0, 64, 64, "euler", "normal", 4)
 
     def prompts(n):
-        return make_prompts("\n".join(f"picture number {i}" for i in range(n)), "free text", "forget", False)[0]
+        return anchor_prompts("\n".join(f"picture number {i}" for i in range(n)), "forget", "free text")
 
     def capture(n, **changes):
         return recording.capture(model, clip, prompts(n), replace(base, **changes))
@@ -417,7 +427,7 @@ def growth(_: str) -> dict:
         ):
             times: dict[str, list[float]] = {"basis": [], "edited weights": [], "LoRA": []}
             for width, count in shapes:
-                layers = [Layer(f"l{i}", width, 8, first.context) for i in range(count)]
+                layers = [replace(first, name=f"l{i}", width=width) for i in range(count)]
                 forget, retain = synthetic(layers, 8)
                 edits = build_basis(forget, retain, Settings())[0].sites.values()
                 weights = [torch.randn(width, first.context) for _ in layers]
@@ -462,13 +472,14 @@ def profile(_: str) -> list[list]:
 
     inprocess.start()
     import torch
-    from pure_pack.nodes.host.sites import Layer
-    from pure_pack.pure_core.build import Settings, build_basis
+    from pure_pack.nodes.host.sites import AttentionSite
+    from pure_pack.pure_core.basis import Settings
+    from pure_pack.pure_core.build import build_basis
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
     with torch.inference_mode():
-        forget, retain = synthetic([Layer("layer", 1280, 20, 2048)], 8)
+        forget, retain = synthetic([AttentionSite("layer", 1280, 20, 2048, 0.0, {}, None, "", "")], 8)
         build_basis(forget, retain, Settings())
         with profiler(activities=[ProfilerActivity.CPU]) as seen:
             build_basis(forget, retain, Settings())
