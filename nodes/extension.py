@@ -9,13 +9,14 @@ from .basis import BuildBasis, LoadBasis, SaveBasis
 from .capture import CaptureActivations, MergeActivations
 from .compare import CompareImages
 from .export import SaveCheckpoint, SaveLoRA
-from .host.paths import register_folder
+from .host.paths import register_folder, warn_of_folder_name
 from .measure import MeasureLeakage
 from .prompts import ConceptPrompts
 
 
 class PureExtension(ComfyExtension):
     def __init__(self):
+        warn_of_folder_name()
         register_folder()  # the one registration there is; before the lists of files are asked for
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

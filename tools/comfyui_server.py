@@ -19,7 +19,7 @@ from pathlib import Path
 
 from get_comfyui import Host
 
-START_SECONDS = 120
+START_SECONDS = 600  # on a busy machine; it is stopped at once where the process ends
 
 
 class ServerError(RuntimeError):

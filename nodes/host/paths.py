@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -13,9 +15,11 @@ from comfy.cli_args import args
 from ...pure_core.errors import PureError
 from ...pure_core.whole_file import abandoned, next_name
 
+log = logging.getLogger("pure-concept-unlearning")
 FOLDER = "pure"  # the model folder of saved bases
 SUFFIX = ".safetensors"
 ROOM = 16 * 2**20  # bytes that have to stay free beside the file itself
+SERVED = re.compile(r"[A-Za-z0-9._-]+")  # names of folders that the host serves files of
 LONGEST = 200  # bytes of a file's name: disks take 255, and the host adds a number
 
 
@@ -24,6 +28,20 @@ def register_folder() -> None:
     for parent in (folder_paths.models_dir, folder_paths.get_output_directory()):
         folder_paths.add_model_folder_path(FOLDER, os.path.join(parent, FOLDER))
     folder_paths.folder_names_and_paths[FOLDER] = (folder_paths.folder_names_and_paths[FOLDER][0], {SUFFIX})
+
+
+def warn_of_folder_name() -> None:
+    """Says at start if the pack's folder has a name under which the host cannot serve its help pages and script.
+
+    The host's routes take letters, digits, dots, underscores and hyphens; with a space or a bracket they answer 404.
+    """
+    name = Path(__file__).resolve().parents[2].name
+    if not SERVED.fullmatch(name):
+        log.warning(
+            "The folder custom_nodes/%s has a name under which ComfyUI does not serve help pages and reports on nodes. "
+            "Rename it to pure-concept-unlearning and restart; until then, connect report outputs to Preview as Text.",
+            name,
+        )
 
 
 def saved_bases() -> list[str]:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from captures import CONCEPT, FORGET, HEADS, LAYERS, RETAIN, SHARED, D, captured, rows
 from pure_pack.pure_core.activations import merge_activations
 from pure_pack.pure_core.basis import TENSORS, Settings
 from pure_pack.pure_core.build import build_basis, describe_basis
@@ -13,6 +12,7 @@ from pure_pack.pure_core.neighbours import TWIN, closest_kept
 from pure_pack.pure_core.projection import edit_matrix
 from pure_pack.pure_core.prompts import EMPTY
 
+from captures import CONCEPT, FORGET, HEADS, LAYERS, RETAIN, SHARED, D, captured, rows
 from spaces import orthonormal
 
 WORKING = [
@@ -233,15 +233,16 @@ def test_merging_captures_adds_rows_and_concepts_and_refuses_what_does_not_fit()
 
 def test_a_twin_among_the_kept_is_named_and_a_neighbour_is_not():
     away = 0.3 * SHARED[:, 2]
-    kept = [rows(True, 5, 60), rows(False, 6, 60) + away, rows(False, 7, 60) - away]
+    kept = [rows(True, 5, 600), rows(False, 6, 600) + away, rows(False, 7, 600) - away]
+    forget = captured("forget", ["zorbo"], [rows(True, 1, 600), rows(True, 2, 600)])
     retain = captured("retain", ["a twin", "one", "another"], [torch.cat(kept), torch.cat(kept)])
-    pairs = closest_kept(FORGET, retain)
+    pairs = closest_kept(forget, retain)
     assert [(p.forgotten, p.kept) for p in pairs] == [("zorbo", "a twin")] and pairs[0].likeness > TWIN
-    warnings = build_basis(FORGET, retain, Settings())[1]
+    warnings = build_basis(forget, retain, Settings())[1]
     assert any("'a twin' in the keep list is rendered almost like 'zorbo'" in w for w in warnings)
     others = captured("retain", ["one", "another"], [torch.cat(kept[1:]), torch.cat(kept[1:])])
-    assert not any("almost like" in w for w in build_basis(FORGET, others, Settings())[1])  # control
-    report = describe_basis(*build_basis(FORGET, others, Settings()), closest_kept(FORGET, others))
+    assert not any("almost like" in w for w in build_basis(forget, others, Settings())[1])  # control
+    report = describe_basis(*build_basis(forget, others, Settings()), closest_kept(forget, others))
     assert "Closest to zorbo: " in report
 
 

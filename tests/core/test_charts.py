@@ -3,12 +3,13 @@
 import time
 
 import torch
-from captures import FORGET, RETAIN
 from pure_pack.pure_core.basis import Settings
 from pure_pack.pure_core.build import build_basis
 from pure_pack.pure_core.charts import BLUE, ORANGE, SIZE, basis_chart, leakage_chart
 from pure_pack.pure_core.grid import comparison_grid
 from pure_pack.pure_core.leakage import Measured, SiteLeakage
+
+from captures import FORGET, RETAIN
 
 
 def blue(picture):

@@ -10,13 +10,15 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from captures import FORGET, LAYERS, RETAIN
 from pure_pack.pure_core.basis import TENSORS, Settings
 from pure_pack.pure_core.build import build_basis
 from pure_pack.pure_core.errors import PureError
-from pure_pack.pure_core.files import MOST_HEADER, MOST_SITES, load_basis, save_basis
+from pure_pack.pure_core.files import MOST_HEADER, load_basis, save_basis
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from captures import FORGET, LAYERS, RETAIN
+from hostile import bombs, mutate
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -171,50 +173,6 @@ def test_an_edit_per_head_that_mixes_heads_is_refused(tmp_path):
         load_basis(path)
 
 
-def write_raw(path, header, data=b""):
-    """A safetensors file with this header, as bytes."""
-    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
-
-
-def raw_header(pure, layers=0):
-    """A header with this text as the pack's own, and so many layers of one channel."""
-    tensors = {}
-    for i in range(layers):
-        for part in TENSORS:
-            shape = [1, 1] if part in ("u", "m", "v_f", "v_r") else [1]
-            tensors[f"l{i}.{part}"] = {
-                "dtype": "F32",
-                "shape": shape,
-                "data_offsets": [4 * len(tensors), 4 * len(tensors) + 4],
-            }
-    return json.dumps({"__metadata__": {"pure": pure}, **tensors}).encode()
-
-
-def bombs(folder):
-    """Files that are small or of moderate size and once took gigabytes, minutes, or a raw error."""
-    head = {
-        "format": "pure-basis",
-        "version": 2,
-        "rule": "energy",
-        "structure": "whole layer",
-        "model": {},
-        "sites": {},
-    }
-    nested = "[" * 989 + "]" * 989
-    many = {f"l{i}": {"width": 1, "heads": 1, "context": 1} for i in range(3 * MOST_SITES)}
-    parts = {
-        "94 MB of lists": (json.dumps({**head, "extra": 0}).replace("0}", "[" + "[]," * 31_000_000 + "[]]}"), 0),
-        "a list of a million": (json.dumps({**head, "recipe": {"settings": {"x": [{}] * 1_000_000}}}), 0),
-        "nested 989 deep": (json.dumps({**head, "recipe": 0}).replace("0}", nested + "}"), 0),
-        "too many layers": (json.dumps({**head, "model": {"family": "a", "weights": "b"}, "sites": many}), 0),
-        "long text": (json.dumps({**head, "model": {"family": "x" * 1_000_000, "weights": ""}}), 0),
-    }
-    for name, (text, layers) in parts.items():
-        path = folder / f"{name.replace(' ', '_')}.safetensors"
-        write_raw(path, raw_header(text, layers))
-        yield path
-
-
 def test_files_that_are_bombs_are_refused_in_words_at_once(tmp_path):
     process = psutil.Process()
     for path in bombs(tmp_path):
@@ -252,22 +210,6 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
         load_basis(tmp_path / "b.safetensors")
     with pytest.raises(PureError, match="no file"):
         load_basis(tmp_path / "missing.safetensors")
-
-
-def mutate(data: bytes, rng: random.Random) -> bytes:
-    """Bytes changed, cut, repeated or put in, mostly in the header, where the structure is."""
-    out, kind = bytearray(data), rng.randrange(4)
-    at = rng.randrange(min(len(out), 4000) if rng.random() < 0.8 else len(out))
-    if kind == 0:
-        for _ in range(rng.randrange(1, 8)):
-            out[min(at + rng.randrange(40), len(out) - 1)] = rng.randrange(256)
-    elif kind == 1:
-        del out[at : at + rng.randrange(1, 4000)]
-    elif kind == 2:
-        out[at:at] = out[at : at + rng.randrange(1, 200)]
-    else:
-        out[at:at] = rng.choice((b"9" * 12, b"[[[[" * 5000, b"\x00", b'"', b"-1", b"1e999", b'"__reduce__":'))
-    return bytes(out)
 
 
 def test_2000_mutated_files_are_read_right_or_refused(tmp_path):

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from captures import moments
 from pure_pack.pure_core.contrast import NEGLIGIBLE_SHARE, RIDGE, contrast_directions, removed_share
 from pure_pack.pure_core.energy import (
     add_direction,
@@ -10,6 +9,7 @@ from pure_pack.pure_core.energy import (
     principal_directions,
 )
 
+from captures import moments
 from spaces import orthonormal
 
 

@@ -14,8 +14,8 @@ from pure_pack.nodes.host.sites import attention_sites, diffusion_model
 from pure_pack.nodes.host.weights import base_weight, effective_weight
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.projection import edit_matrix
-from random_transformers import TRANSFORMERS, RandomText, load_transformer
 
+from random_transformers import TRANSFORMERS, RandomText, load_transformer
 from run_nodes import apply, build, capture, prompts
 
 FORGET = "one thing\nanother and quite a different long one\nthird"
