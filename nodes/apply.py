@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..pure_core.projection import DEFAULT_ITERATIONS, MAX_ITERATIONS
 from . import sockets
-from .host import patches, precision, reporting
+from .host import patches, precision, reporting, sites
 
 
 class ApplyProjection(io.ComfyNode):
@@ -95,6 +95,9 @@ class ApplyProjection(io.ComfyNode):
             f"Projected {where} of {len(chosen)} of {len(basis.sites)} attention layers, ranks {min(ranks)} "
             f"to {max(ranks)}, strength {strength:g}, iterations {iterations}."
         )
+        shared = sites.shared_blocks(model)
+        if shared:
+            done += f" {shared} more blocks pass text and picture through the same weights and are left as they are."
         if strength == 0:
             done = "Strength 0: the MODEL is the input MODEL."
         else:

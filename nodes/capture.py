@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..pure_core.activations import merge_activations
+from ..pure_core.build import shortened
 from . import sockets
 from .host import recording, reporting, sampling
 
@@ -155,7 +156,7 @@ class CaptureActivations(io.ComfyNode):
         cost = f"{trajectory.evaluations(len(prompts.pairs))} evaluations of the MODEL"
         role = "forget" if prompts.role == "forget" else "keep"
         what = f"{len(prompts.pairs)} prompts to {role} x {latents} latents x {recorded_steps} steps"
-        reporting.show(f"Capturing {what}: {cost}\n{reporting.shortened(prompts.concepts)}", cls.hidden.unique_id)
+        reporting.show(f"Capturing {what}: {cost}\n{shortened(prompts.concepts, 3)}", cls.hidden.unique_id)
         activations = recording.capture(model, clip, prompts, trajectory)
         report = (
             f"Captured {what}: {activations.count} rows in each of {len(activations.moments)} attention layers, "

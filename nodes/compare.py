@@ -54,6 +54,13 @@ class CompareImages(io.ComfyNode):
                 io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Of the pictures."),
                 io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Of the pictures."),
                 io.Int.Input("columns", default=4, min=1, max=64, tooltip="Prompts per row of the grid."),
+                io.Int.Input(
+                    "seeds",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="How many seeds, counted up from seed: that many pairs of each.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="Before above after, with the prompt below."),
@@ -81,18 +88,21 @@ class CompareImages(io.ComfyNode):
         width,
         height,
         columns,
+        seeds=1,
     ) -> io.NodeOutput:
         check_offered("sampler_name", sampler_name, sampling.all_samplers())
         check_offered("scheduler", scheduler, sampling.offered_schedulers())
         texts = read_lines(prompts).lines
         if not texts:
             raise PureError("The prompts box is empty. Write there what to draw, one prompt per line.")
-        evaluations = sampling.guided(2 * len(texts) * steps, cfg)
+        evaluations = sampling.guided(2 * len(texts) * seeds * steps, cfg)
         cost = f"{evaluations} evaluations of a MODEL (more with samplers that evaluate twice a step)"
         doing = f"Drawing {len(texts)} prompts with each MODEL, {steps} steps each: {cost}"
         reporting.show(doing, cls.hidden.unique_id)
-        drawn = (texts, negative, seed, steps, cfg, sampler_name, scheduler, width, height)
-        before, after = draw_pairs(original, edited, clip, vae, *drawn)
-        grid = comparison_grid(before, after, texts, columns)
-        done = f"{len(texts)} prompts, seed {seed}: before above after; {cost}."
+        drawn = (negative, steps, cfg, sampler_name, scheduler, width, height)
+        asked = [(text, seed + i) for text in texts for i in range(seeds)]
+        before, after = draw_pairs(original, edited, clip, vae, asked, *drawn)
+        grid = comparison_grid(before, after, [text for text, _ in asked], columns)
+        told = f"seed {seed}" if seeds == 1 else f"seeds {seed} to {seed + seeds - 1}"
+        done = f"{len(texts)} prompts, {told}: before above after; {cost}."
         return io.NodeOutput(grid, before, after, ui=reporting.report(done, (), grid, cls))

@@ -9,6 +9,9 @@ from comfy_api.latest import io
 from ..pure_core.lora import DTYPES
 from . import sockets
 from .host import checkpoint, lora_file, patches, paths, reporting
+from .host.sampling import check_parts
+
+UNWIRED = object()  # an input that nothing is connected to; None is a part that a loader did not find
 
 
 def later_patches(model: Any) -> list[str]:
@@ -89,14 +92,22 @@ class SaveCheckpoint(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The edited MODEL, with everything that is on it."),
-                io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint; it is saved as it is."),
-                io.Vae.Input("vae", tooltip="The VAE of the same checkpoint; it is saved as it is."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip=(
+                        "The CLIP of the same checkpoint; it is saved as it is. Leave CLIP and VAE unconnected to "
+                        "save the diffusion model alone, as Wan or Flux come."
+                    ),
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="The VAE of the same checkpoint; it is saved as it is."),
                 io.String.Input(
                     "filename_prefix",
                     default="checkpoints/pure",
                     tooltip=(
                         "Inside ComfyUI's output folder; a number is added and no file is ever overwritten. "
-                        "output/checkpoints is listed by checkpoint loaders."
+                        "output/checkpoints is listed by checkpoint loaders, output/diffusion_models by Load Diffusion "
+                        "Model."
                     ),
                 ),
                 io.Boolean.Input("embed_recipe", default=True, tooltip=sockets.RECIPE),
@@ -107,13 +118,18 @@ class SaveCheckpoint(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, filename_prefix, embed_recipe) -> io.NodeOutput:
+    def execute(cls, model, filename_prefix, embed_recipe, clip=UNWIRED, vae=UNWIRED) -> io.NodeOutput:
+        wired = {name: part for name, part in (("clip", clip), ("vae", vae)) if part is not UNWIRED}
+        check_parts(**wired)
         target = paths.new_path(filename_prefix)
         reporting.show(f"Saving {target.name}", cls.hidden.unique_id)
         progress = reporting.Progress(None, 2)
-        saved = checkpoint.save_checkpoint(model, clip, vae, target, embed_recipe, progress.step)
+        saved = checkpoint.save_checkpoint(
+            model, wired.get("clip"), wired.get("vae"), target, embed_recipe, progress.step
+        )
         warnings = [*saved.warnings, *(f"{w}: it is saved with the rest, unprojected." for w in later_patches(model))]
-        checked = "read back: all parts are there"
+        parts = "all parts are" if wired else "the diffusion model alone is"
+        checked = f"read back: {parts} there"
         if saved.error is not None:
             edited = len(patches.edits_of(model))
             checked += f", and the {edited} edited weights are the MODEL's to {saved.error:.1e} (relative)"

@@ -8,6 +8,7 @@ from .apply import ApplyProjection
 from .basis import BuildBasis, LoadBasis, SaveBasis
 from .capture import CaptureActivations, MergeActivations
 from .compare import CompareImages
+from .erase import EraseConcept, ShowErasure
 from .export import SaveCheckpoint, SaveLoRA
 from .host.paths import register_folder, warn_of_folder_name
 from .measure import MeasureLeakage
@@ -21,6 +22,8 @@ class PureExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
+            EraseConcept,
+            ShowErasure,
             ConceptPrompts,
             CaptureActivations,
             MergeActivations,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 import torch
@@ -15,6 +15,8 @@ from .neighbours import Neighbour, closest_kept, describe_closest
 from .projection import block_diagonal
 from .prompts import EMPTY, refuse_shared
 from .rules import RULES
+
+CLEAR = 0.5  # share of a layer's best direction that goes, from which the concept stands out there
 
 
 def build_basis(
@@ -71,7 +73,8 @@ def pair_warnings(forget: Activations, retain: Activations | None, settings: Set
             f"The two captures differ in {', '.join(differ)}, so what they have in common cannot be told from what "
             "sets them apart. Capture both in the same way."
         )
-    return [*found, *describe_closest(closest_kept(forget, retain))]
+    kept = sum(concept != EMPTY for concept in retain.anchors.concepts)
+    return [*found, *describe_closest(closest_kept(forget, retain), kept)]
 
 
 def build_site(forget: Moments, retain: Moments | None, heads: int, settings: Settings) -> Edit:
@@ -113,12 +116,29 @@ def find_faults(basis: ConceptBasis) -> list[str]:
     return [*found, *RULES[basis.rule].warnings(live, basis.recipe.settings if basis.recipe else None)]
 
 
+def found_sentence(basis: ConceptBasis, closest: list[Neighbour]) -> str:
+    """What was found, in one sentence for a person."""
+    rule = RULES[basis.rule]
+    clear = sum(edit.strongest >= CLEAR for edit in basis.sites.values())
+    best = max((float(edit.values.max()) for edit in basis.sites.values() if edit.rank), default=0.0)
+    name = shortened(basis.recipe.forget.concepts) if basis.recipe else "The concept"
+    strength = f", at best {best:,.0f} {rule.VALUES}" if basis.rule == "contrast" else ""
+    near = f" Closest of what is kept: {closest[0].kept}." if closest else ""
+    return f"{name}: found clearly in {clear} of {len(basis.sites)} layers{strength}.{near}"
+
+
+def shortened(concepts: Sequence[str], most: int = 2) -> str:
+    """The first few concepts, and how many more there are."""
+    return ", ".join(concepts[:most]) + (f" and {len(concepts) - most} more" if len(concepts) > most else "")
+
+
 def describe_basis(basis: ConceptBasis, warnings: list[str], closest: list[Neighbour] | None = None) -> str:
     """The report: warnings first, then what is erased and what is most like it, then a line per layer."""
     rule, recipe = RULES[basis.rule], basis.recipe
     kept = ", ".join(recipe.retain.concepts) if recipe else ""
     lines = [
         *(f"Warning: {w}" for w in warnings),
+        found_sentence(basis, closest or []),
         f"Erases {basis.concepts}; keeps {kept or 'nothing in particular'}.",
     ]
     lines += [f"Closest to {p.forgotten}: {p.kept} (likeness {p.likeness:.2f} of 1)." for p in closest or []]

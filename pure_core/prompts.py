@@ -25,6 +25,14 @@ PRESETS: dict[str, tuple[str, ...]] = {
     ),
     "person": ("{}", "a photo of {}", "a picture of {}", "a portrait of {}", "a close-up of {}", "an image of {}"),
     "unsafe content": ("{}", "a photo of {}", "a picture of {}", "an image showing {}", "a scene of {}", "people, {}"),
+    "booru tags": (
+        "{}",
+        "1girl, {}",
+        "solo, {}",
+        "{}, looking at viewer",
+        "masterpiece, best quality, {}",
+        "{}, simple background",
+    ),
     "free text": ("{}",),
 }
 # What is kept beside a style is as much subjects as other artists: there each line is a whole prompt.

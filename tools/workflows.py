@@ -12,6 +12,7 @@ from pathlib import Path
 EXAMPLES = Path(__file__).resolve().parent.parent / "example_workflows"
 BYPASSED = 4  # a node's `mode`
 ORDER = (
+    "1_start_here_erase_a_concept",
     "erase_a_character",
     "save_a_checkpoint",
     "save_as_lora_and_reuse",
@@ -78,6 +79,8 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     ): 16,  # its batch_size, the only 4 (for SDXL: 2) there: small latents leave two cores idle otherwise
     ("PURE_CaptureActivations", 2): 16,
     ("EmptyLatentImage", 2): 1,
+    ("PURE_EraseConcept", 0): 64,  # its size and its seed, which is then 64
+    ("PURE_EraseConcept", 4): 16,  # its batch_size
 }
 
 

@@ -23,7 +23,6 @@ from .labels import architecture
 from .patches import edits_of, recipes_of
 from .paths import check_room, embeds
 from .reporting import check_cancelled
-from .sampling import check_parts
 from .sites import ROOT, diffusion_model
 from .weights import effective_weight
 
@@ -59,14 +58,14 @@ class Saved:
 def save_checkpoint(
     model: Any, clip: Any, vae: Any, target: Path, embed_recipe: bool, step: Callable[[], None]
 ) -> Saved:
-    """Writes a whole checkpoint through the host's saver and verifies it before it gets its name.
+    """Writes a checkpoint through the host's saver, with the parts that are given, and verifies it before it gets its
+    name.
 
     `step` is called after each stage. Raises PureError where the file cannot be written or does not hold the edit and
     all parts; then no file is left.
     """
-    check_parts(clip=clip, vae=vae)
     recipes = recipes_of(model)
-    check_room(target, sum(part.model_size() for part in (model, clip.patcher, vae.patcher)))
+    check_room(target, sum(part.model_size() for part in (model, *(part.patcher for part in (clip, vae) if part))))
     metadata = {**architecture(model), "modelspec.title": target.stem}
     if embeds(embed_recipe) and recipes:
         metadata["pure"] = json.dumps({"format": "pure-checkpoint", "version": 1, "edits": recipes})

@@ -18,9 +18,8 @@ def draw_pairs(
     edited: Any,
     clip: Any,
     vae: Any,
-    prompts: list[str],
+    asked: list[tuple[str, int]],
     negative: str,
-    seed: int,
     steps: int,
     cfg: float,
     sampler_name: str,
@@ -28,22 +27,22 @@ def draw_pairs(
     width: int,
     height: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, height, width, 3) pictures of the prompts by both MODELs.
+    """(n, height, width, 3) pictures of (prompt, seed) pairs by both MODELs.
 
-    What KSampler and VAEDecode give for each prompt with this seed. Raises PureError before anything is drawn where
+    What KSampler and VAEDecode give for each prompt with its seed. Raises PureError before anything is drawn where
     CLIP or VAE are missing or of another family.
     """
     check_parts(clip=clip, vae=vae)
     with contextlib.suppress(NoSites):  # a MODEL that cannot be edited can still be drawn with
         encode_empty(original, clip, attention_sites(original))
-    conditioning = {text: encode(clip, text) for text in dict.fromkeys([*prompts, negative])}
-    progress = Progress(original, 2 * len(prompts) * steps)
+    conditioning = {text: encode(clip, text) for text in dict.fromkeys([*(text for text, _ in asked), negative])}
+    progress = Progress(original, 2 * len(asked) * steps)
 
-    def latent(model: Any, text: str) -> torch.Tensor:
+    def latent(model: Any, text: str, seed: int) -> torch.Tensor:
         pair = (conditioning[text], conditioning[negative])
         return draw_latent(model, *pair, seed, steps, cfg, sampler_name, scheduler, width, height, progress)
 
-    latents = [[latent(model, text) for text in prompts] for model in (original, edited)]
+    latents = [[latent(model, *pair) for pair in asked] for model in (original, edited)]
     # After all drawing: on a small GPU the VAE drives the diffusion model out.
     before, after = (torch.cat([decode(vae, part) for part in own]) for own in latents)
     return before, after

@@ -176,6 +176,19 @@ WITHOUT_SITES = {
 }
 
 
+# Sides of the pictures that families other than U-Nets were trained for, by the host's name, where it is not 1024.
+NATIVE_SIDE = {
+    "PixArt": 1024,
+    "WAN21": 480,
+    "WAN21_Vace": 480,
+    "WAN21_Camera": 480,
+    "WAN22": 704,
+    "LTXV": 512,
+    "HunyuanVideo": 512,
+    "CosmosVideo": 704,
+}
+
+
 def supported() -> str:
     """The families that can be edited, for sentences."""
     names = ", ".join(family.name for family in FAMILIES).split(", ")

@@ -10,6 +10,7 @@ import latent_preview
 from comfy_api.latest import ui
 
 log = logging.getLogger("pure-concept-unlearning")
+WARNING = "Warning: "  # how a line of a report begins that warns
 SHOWN = "pure_report"  # the key of a node's output that web/js/report.js looks for
 SHOWN_LINES = 6  # of a report on the node itself; the STRING output has all of it
 
@@ -45,11 +46,6 @@ def show(text: str, node_id: str | None) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id is not None and hasattr(server, "send_progress_text"):
         server.send_progress_text(text, node_id)
-
-
-def shortened(concepts: tuple[str, ...], most: int = 3) -> str:
-    """The first few concepts, and how many more there are."""
-    return ", ".join(concepts[:most]) + (f" and {len(concepts) - most} more" if len(concepts) > most else "")
 
 
 def report(text: str, warnings: list[str] = (), image=None, cls=None) -> dict:

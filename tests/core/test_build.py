@@ -233,14 +233,15 @@ def test_merging_captures_adds_rows_and_concepts_and_refuses_what_does_not_fit()
 
 def test_a_twin_among_the_kept_is_named_and_a_neighbour_is_not():
     away = 0.3 * SHARED[:, 2]
-    kept = [rows(True, 5, 600), rows(False, 6, 600) + away, rows(False, 7, 600) - away]
+    sides = [away, -away, 0.3 * SHARED[:, 3]]
+    kept = [rows(True, 5, 600), *(rows(False, 6 + i, 600) + side for i, side in enumerate(sides))]
     forget = captured("forget", ["zorbo"], [rows(True, 1, 600), rows(True, 2, 600)])
-    retain = captured("retain", ["a twin", "one", "another"], [torch.cat(kept), torch.cat(kept)])
+    retain = captured("retain", ["a twin", "one", "another", "third"], [torch.cat(kept), torch.cat(kept)])
     pairs = closest_kept(forget, retain)
     assert [(p.forgotten, p.kept) for p in pairs] == [("zorbo", "a twin")] and pairs[0].likeness > TWIN
     warnings = build_basis(forget, retain, Settings())[1]
     assert any("'a twin' in the keep list is rendered almost like 'zorbo'" in w for w in warnings)
-    others = captured("retain", ["one", "another"], [torch.cat(kept[1:]), torch.cat(kept[1:])])
+    others = captured("retain", ["one", "another", "third"], [torch.cat(kept[1:])] * 2)
     assert not any("almost like" in w for w in build_basis(forget, others, Settings())[1])  # control
     report = describe_basis(*build_basis(forget, others, Settings()), closest_kept(forget, others))
     assert "Closest to zorbo: " in report

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import comfy.model_management
 import comfy.model_sampling
 import comfy.sd
 import comfy.utils
@@ -289,11 +290,49 @@ def test_an_edit_that_takes_everything_is_saved_in_half_precision(mini):
     assert "edited weights are the MODEL's to" in report(SaveCheckpoint, model=edited, clip=mini[1], vae=mini[2])
 
 
+def test_a_host_that_computes_patches_in_fp16_may_round_like_it(mini, edited, monkeypatch):
+    """Newer hosts do on NVIDIA cards, also for files in fp32, and every save was refused there."""
+    from pure_pack.nodes.host import checkpoint
+
+    assert checkpoint.allowed(edited, torch.float32) == 1e-5
+    monkeypatch.setattr(comfy.model_management, "lora_compute_dtype", lambda device: torch.float16, raising=False)
+    assert checkpoint.allowed(edited, torch.float32) == 1e-3
+    assert checkpoint.allowed(edited, torch.bfloat16) == 8e-3  # what is stored coarser may differ by more
+
+
+@pytest.mark.parametrize(
+    ("name", "warned"),
+    [
+        ("pure-concept-unlearning", False),
+        ("PURE_0.1", False),
+        ("pure-concept-unlearning (1)", True),
+        ("pure concept", True),
+        ("pure[1]", True),
+        ("pure-ü", True),
+    ],
+)
+def test_a_folder_name_that_the_host_does_not_serve_is_said_at_start(monkeypatch, caplog, name, warned):
+    monkeypatch.setattr(paths, "__file__", f"/custom_nodes/{name}/nodes/host/paths.py")
+    with caplog.at_level("WARNING"):
+        paths.warn_of_folder_name()
+    assert ("Rename it" in caplog.text and name in caplog.text) == warned
+
+
 def test_a_missing_clip_or_vae_is_a_sentence_before_any_work(mini, edited, monkeypatch):
     monkeypatch.setattr(comfy.sd, "save_checkpoint", lambda *a, **k: pytest.fail("work was done"))
     for parts in ({"clip": None, "vae": mini[2]}, {"clip": mini[1], "vae": None}):
         with pytest.raises(PureError, match=r"There is no (CLIP|VAE)"):
             run(SaveCheckpoint, model=edited, **parts)
+
+
+def test_without_clip_and_vae_the_diffusion_model_alone_is_saved(mini, edited):
+    text = report(SaveCheckpoint, model=edited, filename_prefix="diffusion_models/alone")
+    assert "the diffusion model alone is there, and the 14 edited weights" in text and "Warning" not in text
+    path = Path(folder_paths.get_output_directory()) / "diffusion_models" / "alone_00001_.safetensors"
+    with safe_open(path, framework="pt") as file:
+        assert {key.split(".")[0] for key in file.keys()} == {"model"}  # noqa: SIM118
+    loaded = comfy.sd.load_diffusion_model(str(path), model_options={"dtype": torch.float32})
+    assert difference(loaded, edited) < 1e-6 < 1e-3 < difference(mini[0], edited)
 
 
 def test_the_refiners_lora_has_no_label_of_another_family():

@@ -79,6 +79,98 @@ def test_two_queues_give_the_same_picture_and_strength_zero_the_original(server,
     assert np.abs(original - picture(server, done)).max() > 20  # control: the edit shows
 
 
+def erase(**changes):
+    """The small graph with the pack in one node."""
+    inputs = {
+        "model": ["loader", 0],
+        "clip": ["loader", 1],
+        "forget": "miplo",
+        "keep": "zorbo\nbramby",
+        "kind": "object or character",
+        "amount": 0.5,
+        "size": 64,
+        "steps": 4,
+        "seed": 0,
+        "batch_size": 4,
+        "cfg": 4.0,
+    }
+    inputs = {k: v for k, v in {**inputs, **changes}.items() if v is not None}
+    alone = graph(lists=None, capture_forget=None, capture_retain=None, build=None, apply=None)
+    alone["erase"] = {"class_type": "PURE_EraseConcept", "inputs": inputs}
+    alone["sampler"]["inputs"]["model"] = ["erase", 0]
+    return alone
+
+
+def sampled(server, queued):
+    """What a run gives, and how many steps each node of it reported."""
+    steps = {}
+
+    def progress(node, value, most):
+        steps[node] = steps.get(node, 0) + 1
+
+    return server.run(queued, progress=progress), steps
+
+
+def test_the_one_node_does_what_the_steps_do_one_by_one(server):
+    in_steps = graph(
+        lists={"templates": ""},
+        capture_forget={"recorded_steps": 4},
+        capture_retain={"recorded_steps": 4},
+        build={"retain_energy": 0.5, "centering": "retain mean"},
+        apply={"where": "values"},
+    )
+    one_by_one, at_once = picture(server, server.run(in_steps)), picture(server, server.run(erase()))
+    assert np.array_equal(one_by_one, at_once)
+    original = picture(server, server.run(graph(sampler={"model": ["loader", 0]})))
+    assert np.abs(original - at_once).mean() > 2  # control: it is an edit
+
+
+def test_another_amount_or_another_keep_list_captures_only_what_it_has_to(server):
+    server.run(erase(seed=21))
+    _, again = sampled(server, erase(seed=21, amount=0.8))
+    captures = {node: count for node, count in again.items() if node.startswith("erase.") and count > 7}
+    assert captures == {} and again["sampler"] > 0, again  # what reports seven steps is the basis, one a layer
+    _, kept = sampled(server, erase(seed=21, keep="zorbo\nbramby\ndorrit"))
+    assert len({node for node in kept if node.startswith("erase.")}) == 2, kept  # the keep list's capture, the basis
+    _, all_new = sampled(server, erase(seed=22))
+    assert len({node for node in all_new if node.startswith("erase.")}) == 3, all_new  # control
+
+
+def test_with_a_vae_it_shows_before_and_after_with_two_seeds(server):
+    outputs = server.run(
+        {**erase(vae=["loader", 2]), "shown": {"class_type": "PreviewImage", "inputs": {"images": ["erase", 4]}}}
+    )
+    grid = picture(server, outputs, "shown")
+    without = {**erase(), "shown": {"class_type": "PreviewImage", "inputs": {"images": ["erase", 4]}}}
+    chart = picture(server, server.run(without), "shown")
+    assert chart.shape == (640, 1024, 3) and grid.shape != chart.shape and grid.shape[1] > 2 * 256
+    told = next(o["text"][0] for node, o in outputs.items() if node.startswith("erase.") and "Still there?" in str(o))
+    assert told.startswith("miplo: found clearly in") and "Projected values of 7 of 7" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"forget": "  "}, "The forget box is empty"),
+        ({"keep": "zorbo\nMiplo"}, "'miplo': in both lists, to forget and to keep. Remove it from one of them."),
+        ({"kind": "nonsense"}, "kind"),
+    ],
+)
+def test_mistakes_in_the_one_node_are_said_before_anything_is_sampled(server, changes, words):
+    steps = []
+    with pytest.raises(ServerError) as error:
+        server.run(erase(seed=33, **changes), progress=lambda *step: steps.append(step))
+    assert words in str(error.value) and steps == []
+
+
+def test_an_empty_keep_list_keeps_ordinary_pictures_and_a_twin_is_warned_of(server):
+    told = [o["text"][0] for o in server.run(erase(keep="", steps=1)).values() if "Still there?" in str(o)]
+    assert "keeps a photo of a cat sleeping on a sofa" in told[0]
+    twin = erase(keep="zorbo\nbramby\ndorrit\nblue square creature with an antenna and one big eye", steps=10)
+    told = [o["text"][0] for o in server.run(twin).values() if "Still there?" in str(o)]
+    assert told[0].startswith("Warning: 'blue square creature with an antenna and one big eye' in the keep list is")
+
+
 def from_the_cache(server, changed):
     """Which nodes of a graph the host did not run again."""
     entry = server.wait(server.queue(changed))

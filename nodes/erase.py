@@ -1,0 +1,197 @@
+"""PURE_EraseConcept, the pack in one node, and PURE_ShowErasure, which shows what it did."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from comfy_api.latest import io
+
+from ..pure_core.general import GENERAL
+from ..pure_core.kinds import KINDS, settings_of
+from ..pure_core.prompts import make_prompts
+from . import sockets
+from .host import expansion, reporting, sampling, sites
+
+NEXT = "Still there? Raise amount, or describe it in more words. Others changed? Add them to keep, or lower amount."
+SIZE = "0: the size the MODEL was trained for. Smaller is faster."
+
+
+class EraseConcept(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PURE_EraseConcept",
+            display_name="PURE Erase Concept",
+            category=sockets.CATEGORY,
+            **sockets.found_as(*sockets.ERASE, "concept erasure", "UCE", "ESD", "safety"),
+            description=(
+                "Erases a concept from a MODEL: connect MODEL and CLIP, write what to forget and what to keep, run. "
+                "The MODEL that goes in stays as it is; connect your sampler to the MODEL that comes out."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL to erase from, with its LoRAs already on it."),
+                io.Clip.Input("clip", tooltip="The CLIP of the same checkpoint."),
+                io.String.Input(
+                    "forget",
+                    multiline=True,
+                    default="",
+                    placeholder="what to erase, one per line:\nits name, then what it looks like",
+                    tooltip=(
+                        "What to erase, one per line: its name, and below it two to four lines that say what it looks like "
+                        "without the name. Those catch prompts that never name it."
+                    ),
+                ),
+                io.String.Input(
+                    "keep",
+                    multiline=True,
+                    default="",
+                    placeholder="what must stay, one per line:\nwhat is most like it",
+                    tooltip=(
+                        "What must stay, one per line: six or more things that are most like it. Not the thing "
+                        "itself. Empty: ordinary pictures of all kinds are kept."
+                    ),
+                ),
+                io.Combo.Input(
+                    "kind",
+                    options=list(KINDS),
+                    default="object or character",
+                    tooltip="What is to be erased. It sets the phrasings around your lines and how the MODEL is edited.",
+                ),
+                io.Float.Input(
+                    "amount",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip=(
+                        "How much goes: higher erases more, lower spares more of what is like it. Changing it takes "
+                        "seconds, since nothing is captured again."
+                    ),
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Optional: draws pictures before and after, with two seeds, and shows them on the node.",
+                ),
+                sockets.advanced(
+                    io.Int.Input(
+                        "size", default=0, min=0, max=4096, step=8, tooltip=f"Of the pictures, in pixels. {SIZE}"
+                    )
+                ),
+                sockets.advanced(
+                    io.Int.Input(
+                        "steps", default=10, min=1, max=100, tooltip="Of each capture. Fewer is faster and less exact."
+                    )
+                ),
+                sockets.advanced(
+                    io.Int.Input(
+                        "seed",
+                        default=0,
+                        min=0,
+                        max=0xFFFFFFFFFFFFFFFF,
+                        control_after_generate=False,
+                        tooltip="Of the captures' noise and of the first picture.",
+                    )
+                ),
+                sockets.advanced(
+                    io.Int.Input(
+                        "batch_size",
+                        default=4,
+                        min=1,
+                        max=64,
+                        tooltip="How many prompts run at once. 1 needs least memory.",
+                    )
+                ),
+                sockets.advanced(
+                    io.Float.Input("cfg", default=5.0, min=0.0, max=30.0, step=0.5, tooltip="Guidance of the pictures.")
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The edited MODEL, for samplers and savers."),
+                sockets.Basis.Output(display_name="basis", tooltip="The erasure itself, for PURE Save Basis."),
+                io.String.Output(display_name="report", tooltip="What was found and what was done, then all numbers."),
+                io.Image.Output(display_name="chart", tooltip="How clearly the concept stands out, layer by layer."),
+                io.Image.Output(
+                    display_name="pictures", tooltip="Before above after; the chart where there is no VAE."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            enable_expand=True,
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, model, clip, forget, keep, kind, amount, size, steps, seed, batch_size, cfg, vae=None
+    ) -> io.NodeOutput:
+        found = sites.attention_sites(model)
+        settings, where = settings_of(kind, amount, sites.is_unet(found))
+        preset = KINDS[kind].preset
+        kept = keep if keep.strip() else "\n".join(GENERAL)
+        keep_preset = preset if keep.strip() else "free text"
+        prompts, *_ = make_prompts(forget, keep, preset)  # says what is wrong with the lists before anything is sampled
+        sampling.encode_empty(model, clip, found)
+        side = size or expansion.native_size(model, found)
+        links = expansion.links_of(cls.hidden)
+        expansion.check_wired(links, "model", "clip")
+        scheduler = "normal" if sites.is_unet(found) else "simple"
+        common = {"seed": seed, "sampler_name": "euler", "scheduler": scheduler, "width": side, "height": side}
+        erasure = expansion.Erasure(
+            forget,
+            kept,
+            preset,
+            keep_preset,
+            capture={
+                **common,
+                "steps": steps,
+                "recorded_steps": steps,
+                "latents": 1,
+                "cfg": 1.0,
+                "batch_size": batch_size,
+            },
+            build=asdict(settings),
+            apply={"strength": 1.0, "where": where, "iterations": 1, "layers": "all"},
+            pictures=prompts.texts[0] if "vae" in links else "",
+            draw={
+                **common,
+                "negative": "",
+                "steps": 20,
+                "cfg": cfg,
+                "columns": 2,
+                "seeds": 2,
+            },
+        )
+        graph, outputs = expansion.expand(erasure, links)
+        return io.NodeOutput(*outputs.values(), expand=graph)
+
+
+class ShowErasure(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="PURE_ShowErasure",
+            display_name="PURE Show Erasure",
+            category=sockets.CATEGORY,
+            **sockets.found_as("erasure report"),
+            description="Puts the reports of PURE Build Basis and PURE Apply Projection and a picture on one node.",
+            inputs=[
+                io.String.Input("basis_report", force_input=True, tooltip="From PURE Build Basis."),
+                io.String.Input("edit_report", force_input=True, tooltip="From PURE Apply Projection."),
+                io.Image.Input("chart", tooltip="From PURE Build Basis; shown where there are no pictures."),
+                io.Image.Input("pictures", optional=True, tooltip="From PURE Compare Images."),
+            ],
+            outputs=[
+                io.String.Output(display_name="report", tooltip="Warnings first, then what was found and done."),
+                io.Image.Output(display_name="picture", tooltip="The pictures, or the chart."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, basis_report, edit_report, chart, pictures=None) -> io.NodeOutput:
+        lines = [*basis_report.splitlines(), *edit_report.splitlines()]
+        warnings = [line for line in lines if line.startswith(reporting.WARNING)]
+        told = [line for line in lines if line not in warnings]
+        text = "\n".join([*warnings, told[0], NEXT, *told[1:]])
+        picture = chart if pictures is None else pictures
+        return io.NodeOutput(text, picture, ui=reporting.report(text, (), picture, cls))
