@@ -20,6 +20,7 @@ from mini_sd.layout import install_checkpoint
 SIZE, SCALE, OFFSET = (2440, 1210), 0.95, (100, 65)  # of the page; of the canvas, so that texts are drawn
 PAGES = PROJECT / "web" / "docs"
 CORNER, MARGIN = (500, 120), 12  # where a node is put to be taken, in pixels of the page; what is taken around it
+WIDTH = 260  # of a node at least, that its title is whole
 
 
 def take(ui: Browser, target: Path, clip: dict | None = None) -> None:
@@ -33,8 +34,11 @@ def take_node(ui: Browser, node: str, target: Path) -> None:
     """One node of the graph by its id, as large as it is."""
     ui.page.wait_for_function(DRAWN)
     x, y, width, height = ui.page.evaluate(
-        """([id, corner]) => {
-      const box = Array.from(app.graph.nodes.find(n => String(n.id) === id).boundingRect);
+        """([id, corner, width]) => {
+      const node = app.graph.nodes.find(n => String(n.id) === id);
+      node.setSize([Math.max(node.size[0], width), node.size[1]]);
+      node.updateArea();
+      const box = Array.from(node.boundingRect);
       const at = app.canvas.canvas.getBoundingClientRect();
       app.canvas.deselectAll();
       app.canvas.ds.scale = 1;
@@ -42,7 +46,7 @@ def take_node(ui: Browser, node: str, target: Path) -> None:
       app.canvas.setDirty(true, true);
       return [...corner, box[2], box[3]];
     }""",
-        [node, list(CORNER)],
+        [node, list(CORNER), WIDTH],
     )
     ui.page.mouse.move(5, SIZE[1] - 5)
     take(ui, target, {"x": x - MARGIN, "y": y - MARGIN, "width": width + 2 * MARGIN, "height": height + 2 * MARGIN})
