@@ -280,11 +280,9 @@ def test_an_edit_that_takes_everything_is_saved_in_half_precision(mini):
         str(inprocess.checkpoint()), output_vae=False, output_clip=False, model_options={"dtype": torch.float16}
     )[0]
     edited, sites = model.clone(), attention_sites(model)
-    everything = {site.name: torch.linalg.qr(torch.randn(site.width, site.width)).Q for site in sites}
+    everything = {site.key("values"): torch.linalg.qr(torch.randn(site.width, site.width)).Q for site in sites}
     recipe = json.dumps({"weights": len(sites)})
-    edited.add_patches(
-        {s.key("values"): ProjectionAdapter(set(), (q, q, "left", recipe, {})) for s, q in everything.items()}
-    )
+    edited.add_patches({key: ProjectionAdapter(set(), (q, q, "left", recipe, {})) for key, q in everything.items()})
     key = sites[0].key("values")
     assert effective_weight(edited, key).norm() < 1e-5 * effective_weight(model, key).norm()
     assert "edited weights are the MODEL's to" in report(SaveCheckpoint, model=edited, clip=mini[1], vae=mini[2])
