@@ -12,7 +12,9 @@ from pure_pack.pure_core.projection import edit_matrix, iterate
 from pure_pack.pure_core.prompts import anchor_prompts, fold, make_prompts, read_lines
 
 D = 12
-settings.register_profile("laws", deadline=None, database=None, derandomize=True, max_examples=60)  # the same examples every time
+settings.register_profile(
+    "laws", deadline=None, database=None, derandomize=True, max_examples=60
+)  # the same examples every time
 settings.load_profile("laws")
 scales = st.sampled_from([1e-12, 1e-4, 1.0, 1e4, 1e12])
 seeds = st.integers(0, 2**20)
