@@ -65,6 +65,8 @@ def core(session: nox.Session) -> None:
 def efficacy(session: nox.Session) -> None:
     """Regenerates every table of docs/evidence.md (over an hour on 2 cores); arguments after -- choose sections."""
     benchmark(session, "efficacy")
+    if not session.posargs:
+        benchmark(session, "transformers")
 
 
 @nox.session

@@ -1,0 +1,53 @@
+"""With the nodes' defaults a character goes from trained transformers too: joint attention and cross-attention.
+
+On `test` prompts, pictures by the host's own sampler.
+"""
+
+import pytest
+import torch
+
+from benchmarks import judging
+from benchmarks.erasers import character_plan
+from benchmarks.transformers import NAMES, Studio, eraser
+from mini_sd import dit, dit_layout
+
+TARGET, EACH = "pelluna", 8
+
+
+@pytest.fixture(scope="module", params=list(NAMES))
+def trained(request):
+    return request.param, Studio.load(request.param)
+
+
+def test_the_hosts_full_layout_computes_what_the_narrow_weights_do(trained):
+    kind, studio = trained
+    narrow = dit.BUILD[kind]()
+    narrow.load_state_dict({k: v.float() for k, v in dit_layout.narrow_state(kind).items()})
+    live, noise = dit.LIVE_CHANNELS[kind], torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    sigma, text = torch.tensor([0.9, 0.3]), studio.conditioning(["zorbo at night", "a red circle"])[0][0]
+    full, patcher = studio.model.model.diffusion_model, studio.model
+    import comfy.model_management
+
+    comfy.model_management.load_model_gpu(patcher)
+    if kind == "wan":
+        out = full(noise.unsqueeze(2), sigma * 1000, text).squeeze(2)
+    else:
+        out = full(noise, sigma * 1000, context=text, y=torch.zeros(2, 2048))
+    expected = dit.velocity(kind, narrow, noise[:, live], sigma, text[..., : dit.TEXT])
+    torch.testing.assert_close(out[:, live], expected, rtol=1e-4, atol=1e-4)
+    assert not out[:, [c for c in range(16) if c not in live]].any()
+    swapped = dit.velocity(kind, narrow, noise[:, live], sigma, text.flip(0)[..., : dit.TEXT])
+    assert (swapped - expected).abs().max() > 0.05  # control: it reads the text
+
+
+def test_a_character_goes_and_the_others_stay(trained):
+    _, studio = trained
+    entries = judging.character_entries(TARGET, "test", EACH, 1, 0, 6)
+    before = studio.shares(studio.model, [e for e in entries if not e["group"].startswith(("others", "styles"))])
+    assert before["named"].hits == before["name_free"].hits == EACH  # control: the unedited model draws it
+    after = studio.shares(eraser(studio).erase(character_plan(TARGET)), entries)
+    told = {group: str(share) for group, share in after.items()}
+    assert after["named"].hits <= 1, told
+    assert after["name_free"].hits <= 3, told
+    assert after["others"].hits >= after["others"].n - 3, told
+    assert after["shapes"].hits >= before["shapes"].hits - 2, told
