@@ -7,7 +7,7 @@ Nothing is imported here, so that pure_core can be used where there is no ComfyU
 WEB_DIRECTORY = "./web"
 
 
-async def comfy_entrypoint():
+async def comfy_entrypoint() -> object:
     """Called by ComfyUI's loader; returns the extension that lists the nodes."""
     from .nodes.extension import PureExtension
 

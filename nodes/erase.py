@@ -37,8 +37,8 @@ class EraseConcept(io.ComfyNode):
                     default="",
                     placeholder="what to erase, one per line:\nits name, then what it looks like",
                     tooltip=(
-                        "What to erase, one per line: its name, and below it two to four lines that say what it looks like "
-                        "without the name. Those catch prompts that never name it."
+                        "What to erase, one per line: its name, and below it two to four lines that say what it looks "
+                        "like without the name. Those catch prompts that never name it."
                     ),
                 ),
                 io.String.Input(
@@ -55,7 +55,7 @@ class EraseConcept(io.ComfyNode):
                     "kind",
                     options=list(KINDS),
                     default="object or character",
-                    tooltip="What is to be erased. It sets the phrasings around your lines and how the MODEL is edited.",
+                    tooltip="What is to be erased: sets the phrasings around your lines and how the MODEL is edited.",
                 ),
                 io.Float.Input(
                     "amount",

@@ -16,7 +16,7 @@ from .prompts import ConceptPrompts
 
 
 class PureExtension(ComfyExtension):
-    def __init__(self):
+    def __init__(self) -> None:
         warn_of_folder_name()
         register_folder()  # the one registration there is; before the lists of files are asked for
 

@@ -45,7 +45,7 @@ def connected(node: type[io.ComfyNode], **wires: object) -> None:
             )
 
 
-def found_as(*words: str) -> dict:
+def found_as(*words: str) -> dict[str, list[str]]:
     """The schema argument that lets the frontend's search find a node by other words.
 
     Nothing where the host does not know it (0.3.75 does not).

@@ -26,7 +26,7 @@ def architecture(model: Any) -> dict[str, str]:
         name = "stable-diffusion-xl-v1-refiner"
     else:
         second = "stable-diffusion-v2-768-v" if is_v else "stable-diffusion-v2-512"
-        name = {768: "stable-diffusion-v1", 1024: second}.get(context)
+        name = {768: "stable-diffusion-v1", 1024: second}.get(context, "")
     if not name:
         return {}
     return {

@@ -40,7 +40,9 @@ def save_lora(model: Any, target: Path, dtype: str, embed_recipe: bool, step: Ca
     check_offered("dtype", dtype, tuple(DTYPES))
     check_edits(model)
     spans, recipes = spans_of(model), recipes_of(model)
-    names, tensors, ranks = lora_names(model, list(spans)), {}, {}
+    names = lora_names(model, list(spans))
+    tensors: dict[str, torch.Tensor] = {}
+    ranks: dict[str, int] = {}
     for key in spans:
         own, rank = tensors_of(model, key, spans[key], names[key], dtype)
         tensors.update(own)

@@ -59,15 +59,15 @@ class ProjectionAdapter(WeightAdapterBase):
 
     def calculate_weight(
         self,
-        weight,
-        key,
-        strength,
-        strength_model,
-        offset,
-        function,
-        intermediate_dtype=torch.float32,
-        original_weight=None,
-    ):
+        weight: torch.Tensor,
+        key: str,
+        strength: float,
+        strength_model: float,
+        offset: Any,
+        function: Any,
+        intermediate_dtype: torch.dtype = torch.float32,
+        original_weight: Any = None,
+    ) -> torch.Tensor:
         edit, cast = self.carried, comfy.model_management.cast_to_device
         # Some hosts hand in fp16: the product is formed in float32.
         u, m = (cast(t, weight.device, torch.float32) for t in (edit.u, edit.m))

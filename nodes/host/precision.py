@@ -38,8 +38,11 @@ def kept_weight(model: Any, key: str, weight: torch.Tensor) -> torch.Tensor:
     seed = to_seed(key)
     if store is not None:  # scaled or quantised storage, by the layer's own rule
         kept = store(weight.clone(), return_weight=True, seed=seed)
-        return (convert(kept) if convert else kept).to(torch.float32)
-    return comfy.float.stochastic_rounding(weight.clone(), base_weight(model, key).dtype, seed=seed).to(torch.float32)
+        kept = convert(kept) if convert else kept
+    else:
+        kept = comfy.float.stochastic_rounding(weight.clone(), base_weight(model, key).dtype, seed=seed)
+    rounded: torch.Tensor = kept.to(torch.float32)
+    return rounded
 
 
 def residual(model: Any) -> Residual | None:

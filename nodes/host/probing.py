@@ -17,8 +17,8 @@ from .sites import AttentionSite
 def common_sites(original: Any, edited: Any) -> list[AttentionSite]:
     """The attention sites of both MODELs; raises PureError where they differ."""
     sites, others = recordable_sites(original), recordable_sites(edited)
-    shapes = [{site.name: site.shape for site in part} for part in (sites, others)]
-    difference = site_difference(*shapes, "the original MODEL", "the edited one")
+    before, after = ({site.name: site.shape for site in part} for part in (sites, others))
+    difference = site_difference(before, after, "the original MODEL", "the edited one")
     if difference:
         raise PureError(f"These are not one MODEL before and after an edit: {difference}.")
     return sites
@@ -54,9 +54,9 @@ def measure_leakage(
         "retain": jobs_of([(text, None) for text in retain.texts], trajectory.latents),
     }
     progress = Progress(original, 2 * sum(map(len, jobs.values())) * trajectory.recorded_steps)
-    before, after, labels = {}, {}, []
+    before, after, labels = {}, {}, list[Any]()
     for role, part in jobs.items():
-        fed: list = []
+        fed: list[Any] = []
         before[role], own = record_rows(original, conditioning, part, trajectory, sites, progress, keep=fed)
         after[role], _ = record_rows(edited, conditioning, part, trajectory, sites, progress, inputs=fed)
         labels = own if role == "concept" else labels

@@ -87,7 +87,9 @@ def run(
             labels = [job.label for job in batch]
             fed: list[torch.Tensor] = []
 
-            def after_step(step, denoised, x, total, labels=labels, fed=fed):
+            def after_step(
+                step: int, denoised: Any, x: Any, total: int, labels: Any = labels, fed: list[torch.Tensor] = fed
+            ) -> None:
                 take(pool.rows(), labels)
                 if keep is not None:
                     fed.append(x.to("cpu", copy=True))
@@ -203,7 +205,7 @@ def record_rows(
     **feed: Any,
 ) -> tuple[dict[str, torch.Tensor], list[Hashable]]:
     """All rows per site, in the order in which they were sampled, and their labels; feed: `run`'s keep or inputs."""
-    recorder, labels = Recorder(sites, RowBuffer), []
+    recorder, labels = Recorder(sites, RowBuffer), list[Hashable]()
 
     def take(rows: dict[str, torch.Tensor], own: Sequence[Hashable]) -> None:
         recorder.add(rows, own)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
@@ -21,12 +23,12 @@ class Progress:
     Answers a cancel at each step.
     """
 
-    def __init__(self, model, total: int):
+    def __init__(self, model: Any, total: int):
         self.total, self.done = total, 0
         self._bar = comfy.utils.ProgressBar(total)
         self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format) if model else None
 
-    def step(self, denoised=None, count: int = 1) -> None:
+    def step(self, denoised: Any = None, count: int = 1) -> None:
         """So many more are done; raises the host's InterruptProcessingException if the user has cancelled."""
         self.done += count
         preview = self._previewer.decode_latent_to_preview_image("JPEG", denoised) if self._previewer else None
@@ -48,12 +50,12 @@ def show(text: str, node_id: str | None) -> None:
         server.send_progress_text(text, node_id)
 
 
-def report(text: str, warnings: list[str] = (), image=None, cls=None) -> dict:
+def report(text: str, warnings: Sequence[str] = (), image: Any = None, cls: Any = None) -> dict[str, Any]:
     """Logs a report's warnings and returns the node's `ui`.
 
     All of it for the history, its first lines for web/js/report.js to show on the node.
     """
     for warning in warnings:
         log.warning(warning)
-    shown = {**ui.PreviewText(text).as_dict(), SHOWN: ("\n".join(text.splitlines()[:SHOWN_LINES]),)}
+    shown: dict[str, Any] = {**ui.PreviewText(text).as_dict(), SHOWN: ("\n".join(text.splitlines()[:SHOWN_LINES]),)}
     return shown if image is None else {**shown, **ui.PreviewImage(image, cls=cls).as_dict()}

@@ -233,11 +233,14 @@ def check_noise_levels(sigmas: torch.Tensor, trajectory: Trajectory) -> None:
 def replay(inputs: list[torch.Tensor]) -> Any:
     """A sampler that evaluates the MODEL on given noised latents, one a step, and goes nowhere."""
 
-    def run(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    def run(
+        model: Any, x: Any, sigmas: Any, extra_args: Any = None, callback: Any = None, disable: Any = None
+    ) -> torch.Tensor:
         for i, given in enumerate(inputs):
             given = given.to(x)
             denoised = model(given, sigmas[i] * given.new_ones(given.shape[0]), **(extra_args or {}))
             callback({"i": i, "denoised": denoised, "x": given})
-        return denoised
+        last: torch.Tensor = denoised
+        return last
 
     return comfy.samplers.KSAMPLER(run)

@@ -122,11 +122,11 @@ def attribute(module: Any, path: str) -> Any:
 
 def site_of(family: Family, name: str, module: torch.nn.Module, depth: float, kind: str) -> AttentionSite:
     """The site of an attention module; raises PureError where its weights cannot be edited."""
-    values, output = (module.get_submodule(part.module) for part in (family.values, family.output))
+    values, output = (weight_of(module, part) for part in (family.values, family.output))
     for part in (family.values, family.output, family.keys):
         if part:
-            refuse_packed(getattr(module.get_submodule(part.module), "weight", None), kind)
-    rows, context = (int(n) for n in values.weight.shape)
+            refuse_packed(weight_of(module, part), kind)
+    rows, context = (int(n) for n in values.shape)
     width, heads = rows // family.values.of, int(attribute(module, family.heads))
     weights: dict[Projection, tuple[Slab, ...]] = {"values": slabs(name, module, family.values)}
     if family.keys and not family.normed:
@@ -134,13 +134,18 @@ def site_of(family: Family, name: str, module: torch.nn.Module, depth: float, ki
     summed = bool(family.beside) and submodule(module, family.beside) is not None
     if not family.joint and not summed:
         weights["output"] = (Slab(f"{ROOT}{name}.{family.output.module}.weight"),)
-    if width % heads or int(output.weight.shape[1]) != width:
+    if width % heads or int(output.shape[1]) != width:
         raise PureError(
             f"This MODEL ({kind}) has an attention layer that PURE does not know: {name} has values of width {width} "
-            f"on {heads} heads, and {int(output.weight.shape[1])} channels enter its output. {supported()}."
+            f"on {heads} heads, and {int(output.shape[1])} channels enter its output. {supported()}."
         )
     paths = (f"{name}.{family.output.module}", f"{name}.{family.values.module}")
     return AttentionSite(name, width, heads, context, depth, weights, family, *paths, summed)
+
+
+def weight_of(module: torch.nn.Module, part: Part) -> Any:
+    """The weight of a part of an attention module; None where it has none, as packed ones."""
+    return getattr(module.get_submodule(part.module), "weight", None)
 
 
 def slabs(name: str, module: torch.nn.Module, part: Part) -> tuple[Slab, ...]:

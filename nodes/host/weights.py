@@ -11,7 +11,7 @@ import torch
 
 def base_weight(patcher: Any, key: str) -> torch.Tensor:
     """A parameter as it was loaded, without patches: from the backup while a patched one is in its place."""
-    weight = comfy.model_patcher.get_key_weight(patcher.model, key)[0]
+    weight: torch.Tensor = comfy.model_patcher.get_key_weight(patcher.model, key)[0]
     backup, hooked = patcher.backup.get(key), patcher.hook_backup.get(key)
     if backup is not None:
         weight = backup.weight
@@ -24,7 +24,9 @@ def float_weight(patcher: Any, key: str) -> torch.Tensor:
     """The same as a float32 copy on the CPU, scaled or dequantised by the layer's own rule."""
     convert = comfy.model_patcher.get_key_weight(patcher.model, key)[2]
     weight = base_weight(patcher, key).to("cpu", torch.float32, copy=True)
-    return weight if convert is None else convert(weight, inplace=True)
+    if convert is not None:
+        weight = convert(weight, inplace=True)
+    return weight
 
 
 def effective_weight(patcher: Any, key: str, count: int | None = None) -> torch.Tensor:
@@ -32,4 +34,6 @@ def effective_weight(patcher: Any, key: str, count: int | None = None) -> torch.
 
     count: only the first so many patches.
     """
-    return comfy.lora.calculate_weight(patcher.patches.get(key, [])[:count], float_weight(patcher, key), key)
+    patches = patcher.patches.get(key, [])[:count]
+    weight: torch.Tensor = comfy.lora.calculate_weight(patches, float_weight(patcher, key), key)
+    return weight
