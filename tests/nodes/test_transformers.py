@@ -85,9 +85,11 @@ def explicit(q, k, v, heads, only, mask=None, skip_reshape=False, **_):
 def independent_rows(family, model, clip, texts, monkeypatch):
     """Site -> (prompts, steps, d) rows, sampled one prompt at a time, from what each site's attention call is given."""
     root, sites, current, calls = diffusion_model(model), attention_sites(model), [], []
-    of_text = set()
+    of_text = []  # the latest text's values, held: a freed tensor's memory is soon another's
     handles = [
-        root.get_submodule(site.text).register_forward_hook(lambda _, args, out: of_text.add(out.data_ptr()))
+        root.get_submodule(site.text).register_forward_hook(
+            lambda _, args, out: of_text.__setitem__(slice(None), [out])
+        )
         for site in sites
     ]
     handles += [
@@ -98,7 +100,8 @@ def independent_rows(family, model, clip, texts, monkeypatch):
     def spying(original):
         def spy(q, k, v, heads=None, mask=None, **kwargs):
             out = original(q, k, v, heads, mask=mask, **kwargs)
-            if current and ("i2v" not in family or v.data_ptr() in of_text):  # i2v: another call for a start picture
+            # i2v: another call for a start picture
+            if current and ("i2v" not in family or v.data_ptr() == of_text[0].data_ptr()):
                 calls.append((current.pop(), (q, k, v, heads), {"mask": mask, **kwargs}))
             return out
 

@@ -49,6 +49,7 @@ def test_what_only_experts_need_is_folded_away(server):
         )
     }
     assert folded == {
+        "PURE_EraseConcept": ["size", "steps", "seed", "batch_size", "cfg"],
         "PURE_ConceptPrompts": ["templates"],
         "PURE_CaptureActivations": ["sampler_name", "scheduler", "batch_size"],
         "PURE_BuildBasis": ["forget_energy", "retain_energy", "max_rank"],

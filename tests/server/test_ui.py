@@ -84,25 +84,29 @@ def test_the_interface_speaks_each_language(newer_server, newer_ui):
         for code in ("zh", "ja", "ko", "en")
     }
     assert len({texts["PURE_ApplyProjection"]["display_name"] for texts in wanted.values()}) == len(wanted)
-    for code, texts in wanted.items():
-        server.post("/settings", {"Comfy.Locale": code})
-        ui.reload()
-        ui.clear()
-        for kind in NODES:
+    try:
+        for code, texts in wanted.items():
+            server.post("/settings", {"Comfy.Locale": code})
+            ui.reload()
             ui.clear()
-            ui.add(kind)
-            node = ui.page.evaluate("""(() => {
-              const n = app.graph.nodes[0], others = ['control_after_generate', 'Comfy.upload'];
-              const own = (n.widgets ?? []).filter(w => !w.name.startsWith('$$') && !others.includes(w.name));
-              return {title: n.title, outputs: n.outputs.map(o => o.localized_name),
-                      widgets: Object.fromEntries(own.map(w => [w.name, w.label ?? w.name]))} })()""")
-            text = texts[kind]
-            assert (node["title"], node["outputs"]) == (
-                text["display_name"],
-                [text["outputs"][i]["name"] for i in sorted(text["outputs"])],
-            ), (code, kind)
-            assert node["widgets"] == {name: text["inputs"][name]["name"] for name in node["widgets"]}, (code, kind)
-        ui.shot(f"locale-{code}")
+            for kind in NODES:
+                ui.clear()
+                ui.add(kind)
+                node = ui.page.evaluate("""(() => {
+                  const n = app.graph.nodes[0], others = ['control_after_generate', 'Comfy.upload'];
+                  const own = (n.widgets ?? []).filter(w => !w.name.startsWith('$$') && !others.includes(w.name));
+                  return {title: n.title, outputs: n.outputs.map(o => o.localized_name),
+                          widgets: Object.fromEntries(own.map(w => [w.name, w.label ?? w.name]))} })()""")
+                text = texts[kind]
+                assert (node["title"], node["outputs"]) == (
+                    text["display_name"],
+                    [text["outputs"][i]["name"] for i in sorted(text["outputs"])],
+                ), (code, kind)
+                assert node["widgets"] == {name: text["inputs"][name]["name"] for name in node["widgets"]}, (code, kind)
+            ui.shot(f"locale-{code}")
+    finally:  # the tests after this one press buttons by their English names
+        server.post("/settings", {"Comfy.Locale": "en"})
+        ui.reload()
 
 
 def test_a_graph_keeps_every_value_over_a_reload(site):
