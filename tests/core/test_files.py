@@ -66,7 +66,8 @@ def rewrite(path, change):
 def layout(path):
     """What a file has: fields of a layer with their type and dimensions, and keys of its head."""
     with safe_open(path, framework="pt") as file:
-        head, tensors = json.loads(file.metadata()["pure"]), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        head = json.loads(file.metadata()["pure"])
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     return {(k.rpartition(".")[2], t.dtype, t.dim()) for k, t in tensors.items()}, set(head), tensors
 
 
