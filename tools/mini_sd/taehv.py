@@ -35,6 +35,11 @@ def spread():
     return [t[:, dit.WAN_CHANNELS, 0] for t in (wan.latents_mean, wan.latents_std)]
 
 
+def stage() -> tuple[nn.Module, ...]:
+    """What stands at each size."""
+    return Block(), Block(), Block()
+
+
 def decoder() -> nn.Sequential:
     def up(out):
         return nn.Upsample(scale_factor=2), Pass(), nn.Conv2d(AE, out, 3, padding=1, bias=False)
@@ -43,17 +48,11 @@ def decoder() -> nn.Sequential:
         Clamp(),
         nn.Conv2d(dit.LIVE, AE, 3, padding=1),
         nn.ReLU(),
-        Block(),
-        Block(),
-        Block(),
+        *stage(),
         *up(AE),
-        Block(),
-        Block(),
-        Block(),
+        *stage(),
         *up(AE),
-        Block(),
-        Block(),
-        Block(),
+        *stage(),
         *up(LAST),
         nn.ReLU(),
         nn.Conv2d(LAST, 3, 3, padding=1),
@@ -68,17 +67,11 @@ def encoder() -> nn.Sequential:
         nn.Conv2d(3, AE, 3, padding=1),
         nn.ReLU(),
         *down(),
-        Block(),
-        Block(),
-        Block(),
+        *stage(),
         *down(),
-        Block(),
-        Block(),
-        Block(),
+        *stage(),
         *down(),
-        Block(),
-        Block(),
-        Block(),
+        *stage(),
         nn.Conv2d(AE, dit.LIVE, 3, padding=1),
     )
 
