@@ -1,0 +1,55 @@
+"""The graph that PURE Erase Concept stands for, and what its dial and its kinds set."""
+
+import pytest
+from pure_pack.nodes.host import expansion
+from pure_pack.pure_core.errors import PureError
+from pure_pack.pure_core.kinds import KINDS, settings_of, weight_of
+
+MODEL, CLIP, VAE = ["1", 0], ["1", 1], ["1", 2]
+
+
+def graph_of(links, pictures):
+    erasure = expansion.Erasure(
+        "miplo", "zorbo", "free text", "free text", {"steps": 3}, {"rule": "contrast"}, {"strength": 1.0}, pictures, {}
+    )
+    return expansion.expand(erasure, links)
+
+
+def kinds_of(graph):
+    return sorted(node["class_type"].removeprefix("PURE_") for node in graph.values())
+
+
+def test_each_list_has_its_own_prompts_and_capture():
+    graph, outputs = graph_of({"model": MODEL, "clip": CLIP}, "")
+    assert kinds_of(graph).count("CaptureActivations") == kinds_of(graph).count("ConceptPrompts") == 2
+    assert "CompareImages" not in kinds_of(graph)
+    captures = [node["inputs"] for node in graph.values() if node["class_type"] == "PURE_CaptureActivations"]
+    assert [c["prompts"][1] for c in captures] == [0, 1]  # what to forget, what to keep
+    assert all(c["model"] == MODEL and c["clip"] == CLIP and c["steps"] == 3 for c in captures)
+    assert graph[outputs["model"][0]]["class_type"] == "PURE_ApplyProjection"
+    assert graph[outputs["basis"][0]]["class_type"] == "PURE_BuildBasis"
+
+
+def test_with_a_vae_it_draws_before_and_after():
+    graph, _ = graph_of({"model": MODEL, "clip": CLIP, "vae": VAE}, "a picture of miplo")
+    compared = next(node["inputs"] for node in graph.values() if node["class_type"] == "PURE_CompareImages")
+    assert compared["original"] == MODEL and compared["edited"] != MODEL and compared["vae"] == VAE
+    assert compared["prompts"] == "a picture of miplo"
+
+
+def test_a_model_that_comes_by_no_wire_is_refused():
+    expansion.check_wired({"model": MODEL, "clip": CLIP}, "model", "clip")
+    with pytest.raises(PureError, match="Nothing is connected to clip"):
+        expansion.check_wired({"model": MODEL}, "model", "clip")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_dial_turns_the_weight_and_nothing_else(kind):
+    little, middle, much = (settings_of(kind, amount, True)[0] for amount in (0.0, 0.5, 1.0))
+    assert middle.retain_weight == KINDS[kind].retain_weight
+    assert little.retain_weight == pytest.approx(100 * middle.retain_weight)
+    assert much.retain_weight == pytest.approx(middle.retain_weight / 100)
+    assert little.structure == middle.structure == much.structure == KINDS[kind].structure
+    assert settings_of(kind, 0.5, False)[1] == "values"  # transformers: values alone, per head
+    with pytest.raises(PureError, match="amount must be between"):
+        weight_of(float("nan"), 3.0)
