@@ -3,6 +3,7 @@
 On `test` prompts, pictures by the host's own sampler.
 """
 
+import comfy.model_management
 import pytest
 import torch
 
@@ -25,10 +26,8 @@ def test_the_hosts_full_layout_computes_what_the_narrow_weights_do(trained):
     narrow.load_state_dict({k: v.float() for k, v in dit_layout.narrow_state(kind).items()})
     live, noise = dit.LIVE_CHANNELS[kind], torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     sigma, text = torch.tensor([0.9, 0.3]), studio.conditioning(["zorbo at night", "a red circle"])[0][0]
-    full, patcher = studio.model.model.diffusion_model, studio.model
-    import comfy.model_management
-
-    comfy.model_management.load_model_gpu(patcher)
+    full = studio.model.model.diffusion_model
+    comfy.model_management.load_model_gpu(studio.model)
     if kind == "wan":
         out = full(noise.unsqueeze(2), sigma * 1000, text).squeeze(2)
     else:

@@ -19,6 +19,7 @@ from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.wan.model import WanModel, WanT2VCrossAttention
 
 from . import studio
+from .layout import put
 
 WIDTH, TEXT, TEXT_FULL = 256, 128, 4096
 LIVE, LATENT = 4, 16
@@ -162,13 +163,6 @@ def channels(w, where, dim):
     return out.flatten(dim, dim + 1)
 
 
-def put(shape, w):
-    """A zero tensor of w's dtype with w in its leading corner."""
-    out = w.new_zeros(shape)
-    out[tuple(slice(0, n) for n in w.shape)] = w
-    return out
-
-
 def expand(kind: str, narrow: dict) -> dict:
     """The host's diffusion model state of the narrow weights."""
     where, out = LIVE_CHANNELS[kind], {}
@@ -178,11 +172,11 @@ def expand(kind: str, narrow: dict) -> dict:
         elif key.startswith(("head.head.", "final_layer.linear.")):
             w = channels(w, where, 0)
         elif key == f"{EMBED[kind]}.weight":
-            w = put((w.shape[0], TEXT_FULL), w)
+            w = put((w.shape[0], TEXT_FULL), w, w.dtype)
         elif ".mlp.fc1." in key:
-            w = put((4 * 64 * SD3_DEPTH, *w.shape[1:]), w)
+            w = put((4 * 64 * SD3_DEPTH, *w.shape[1:]), w, w.dtype)
         elif key.endswith(".mlp.fc2.weight"):
-            w = put((w.shape[0], 4 * 64 * SD3_DEPTH), w)
+            w = put((w.shape[0], 4 * 64 * SD3_DEPTH), w, w.dtype)
         out[key] = w.contiguous()
     if kind == "sd3":  # pooled text is not used
         width, half = 64 * SD3_DEPTH, {"dtype": torch.float16}

@@ -18,7 +18,7 @@ from . import dit, taehv  # isort: skip  (starts the host, before anything of co
 import torch
 from safetensors.torch import load_file, save_file
 
-from .layout import AE_FULL, expand_autoencoder, expand_text
+from .layout import AE_FULL, expand_autoencoder, expand_text, put
 from .narrow import WEIGHTS
 
 SD3 = ("checkpoints", "mini_sd3.safetensors")
@@ -42,7 +42,7 @@ def taesd16() -> dict[str, torch.Tensor]:
         "taesd_decoder.1.weight": (AE_FULL, 16, 3, 3),
     }
     for key, shape in wide.items():
-        out["first_stage_model." + key] = dit.put(shape, out["first_stage_model." + key])
+        out["first_stage_model." + key] = put(shape, out["first_stage_model." + key])
     # of SD 3's latents, as the host scales them
     return out | {
         "first_stage_model.vae_scale": torch.tensor(1.5305),

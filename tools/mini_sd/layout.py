@@ -21,10 +21,10 @@ NAME = "mini_sd.safetensors"  # in a ComfyUI's list of checkpoints
 VOCABULARY, LAYERS, MLP_FULL, AE_FULL = 49408, 12, 3072, 64
 
 
-def put(full_shape, small: torch.Tensor) -> torch.Tensor:
+def put(full_shape, small: torch.Tensor, dtype: torch.dtype = torch.float16) -> torch.Tensor:
     """A zero tensor with `small` in its leading corner."""
-    out = torch.zeros(full_shape, dtype=torch.float16)
-    out[tuple(slice(0, n) for n in small.shape)] = small.half()
+    out = torch.zeros(full_shape, dtype=dtype)
+    out[tuple(slice(0, n) for n in small.shape)] = small.to(dtype)
     return out
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn as nn
 from safetensors.torch import save_file
 
+from .layout import put
 from .narrow import AE, Block, Clamp, Pass
 from .render import encode as encode_scenes
 from .render import render
@@ -86,7 +87,7 @@ def expand(narrow: dict) -> dict:
             w = dit.channels(w, dit.WAN_CHANNELS, 1)
         elif key.startswith("encoder.17."):
             w = dit.channels(w, dit.WAN_CHANNELS, 0)
-        out[key] = dit.put(full[key].shape, w)
+        out[key] = put(full[key].shape, w, w.dtype)
     for w in out.values():
         if w.shape[-2:] == (1, 1):  # TGrow: every frame the same; TPool: the first frame
             n = min(w.shape[:2])
