@@ -136,7 +136,7 @@ def test_cancelled_in_mid_capture_the_ui_is_usable_and_the_second_run_is_right(s
         "(() => { seen.steps = []; return {ended: seen.ended, interrupted: seen.interrupted} })()"
     )
     ui.press_run()
-    ui.page.wait_for_function("seen.steps.some(s => s[0] === '4' && s[1] >= 3)")
+    ui.page.wait_for_function("seen.steps.some(s => s[1] >= 3)")  # of whichever capture the host takes first
     ui.page.get_by_role("button", name="Cancel current run").click()
     after = ui.wait_for_end(before["ended"] + 1)
     assert after["interrupted"] == before["interrupted"] + 1
