@@ -39,9 +39,9 @@ def ui(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests, with the floor of coverage that pyproject.toml states; arguments after -- go to pytest instead.
 
-    The web UI's tests need a Chromium.
+    The web UI's tests need a Chromium. Two processes: those of the server and its web UI, and all others.
     """
-    options = session.posargs or ["--cov", "--cov-report=term:skip-covered"]
+    options = session.posargs or ["-n2", "--dist=loadgroup", "--cov", "--cov-report=term:skip-covered"]
     session.run(host_python(session, "--tests"), "-m", "pytest", *options, external=True, env=PASSIVE)
 
 
@@ -67,7 +67,10 @@ def core(session: nox.Session) -> None:
 
 @nox.session
 def efficacy(session: nox.Session) -> None:
-    """Regenerates every table of docs/evidence.md (over an hour on 2 cores); arguments after -- choose sections."""
+    """Regenerates the tables of docs/evidence.md and those behind them; arguments after -- choose sections.
+
+    Over an hour on 2 cores.
+    """
     benchmark(session, "efficacy")
     if not session.posargs:
         benchmark(session, "transformers")
@@ -75,13 +78,13 @@ def efficacy(session: nox.Session) -> None:
 
 @nox.session
 def families(session: nox.Session) -> None:
-    """Regenerates the table of docs/compatibility.md: every U-Net family at full width, one at a time."""
+    """Regenerates docs/tables/families.md: every U-Net family at full width, one at a time."""
     benchmark(session, "families")
 
 
 @nox.session
 def speed(session: nox.Session) -> None:
-    """Regenerates the tables of docs/performance.md; arguments after -- choose sections."""
+    """Regenerates docs/tables/performance.md; arguments after -- choose sections."""
     benchmark(session, "speed")
 
 

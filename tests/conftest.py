@@ -8,11 +8,22 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin starve shared cores
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
+import pytest
+
 import pack
 
 pack.load()
 
+ROOT = Path(__file__).parent
 IN_THE_BROWSER = ("tests/server/test_ui.py", "tests/server/test_examples.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Where several processes run them: the tests of the server stay together, with one server and one base folder of
+    models and files, and those of each other file, with what it shares."""
+    for item in items:
+        folder, *rest = item.path.relative_to(ROOT).parts
+        item.add_marker(pytest.mark.xdist_group("server" if folder == "server" else "/".join((folder, *rest))))
 
 
 def pytest_terminal_summary(terminalreporter):

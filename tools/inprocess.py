@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -41,3 +43,12 @@ def load_checkpoint(path: Path | None = None):
     import comfy.sd
 
     return comfy.sd.load_checkpoint_guess_config(str(path or checkpoint()), output_vae=True, output_clip=True)[:3]
+
+
+def schemas() -> list:
+    """The schemas of the pack's nodes, as the host asks for them."""
+    start()
+    from pure_pack.nodes.extension import PureExtension
+
+    with ThreadPoolExecutor(1) as apart:  # where this thread has an event loop of its own, as beside a browser
+        return [node.GET_SCHEMA() for node in apart.submit(asyncio.run, PureExtension().get_node_list()).result()]

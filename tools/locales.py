@@ -16,14 +16,8 @@ LANGUAGES = ("en", "zh", "ja", "ko")
 
 def english() -> dict:
     """nodeDefs of every node: display name, description, and name and tooltip of inputs and outputs."""
-    inprocess.start()
-    import asyncio
-
-    from pure_pack.nodes.extension import PureExtension
-
     out = {}
-    for node in asyncio.run(PureExtension().get_node_list()):
-        schema = node.GET_SCHEMA()
+    for schema in inprocess.schemas():
         inputs = {i.id: {"name": i.id, "tooltip": i.tooltip} for i in schema.inputs}
         outputs = {str(n): {"name": o.display_name, "tooltip": o.tooltip} for n, o in enumerate(schema.outputs)}
         out[schema.node_id] = {

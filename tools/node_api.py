@@ -20,14 +20,8 @@ def current() -> dict:
 
     Choices are null where the host has them.
     """
-    inprocess.start()
-    import asyncio
-
-    from pure_pack.nodes.extension import PureExtension
-
     out = {}
-    for node in asyncio.run(PureExtension().get_node_list()):
-        schema = node.GET_SCHEMA()
+    for schema in inprocess.schemas():
         inputs = [
             [
                 i.id,

@@ -11,6 +11,7 @@ from pure_pack.pure_core.leakage import movement
 from pure_pack.pure_core.neighbours import TWIN, closest_kept
 from pure_pack.pure_core.projection import edit_matrix
 from pure_pack.pure_core.prompts import EMPTY
+from torch.testing import assert_close
 
 from captures import CONCEPT, FORGET, HEADS, LAYERS, RETAIN, SHARED, D, captured, rows
 from spaces import orthonormal
@@ -68,7 +69,8 @@ def test_per_head_edits_are_block_diagonal(rule):
     for b in basis.sites.values():
         e = edit_matrix(b.u, b.m)
         mask = torch.block_diag(*[torch.ones(D // HEADS, D // HEADS)] * HEADS).bool()
-        assert e[~mask].abs().max() == 0 and (e - torch.eye(D))[mask].abs().max() > 1e-3
+        assert e[~mask].abs().max() == 0
+        assert (e - torch.eye(D))[mask].abs().max() > 1e-3
     whole, _ = build_basis(FORGET, RETAIN, Settings(rule, retain_energy=0.9))
     assert edit_matrix(whole.sites[LAYERS[0]].u, whole.sites[LAYERS[0]].m)[~mask].abs().max() > 1e-3  # control
 
@@ -80,8 +82,10 @@ def test_layers_and_heads_without_energy_are_left_alone_and_named():
     for rule in ("energy", "contrast"):
         basis, warnings = build_basis(forget, RETAIN, Settings(rule, retain_energy=0.9, structure="per head"))
         first, second = (basis.sites[n] for n in LAYERS)
-        assert second.rank == 0 and any(LAYERS[1] in w and "no energy" in w for w in warnings)
-        assert torch.equal(edit_matrix(first.u, first.m)[:8, :8], torch.eye(8)) and first.rank > 0
+        assert second.rank == 0
+        assert any(LAYERS[1] in w and "no energy" in w for w in warnings)
+        assert torch.equal(edit_matrix(first.u, first.m)[:8, :8], torch.eye(8))
+        assert first.rank > 0
         assert f"{LAYERS[1]}: width {D}, rank 0" in describe_basis(basis, warnings)
     with pytest.raises(PureError, match="left no trace"):
         build_basis(captured("forget", ["zorbo"], [torch.zeros(4, D, dtype=torch.float64)] * 2), RETAIN, Settings())
@@ -97,9 +101,8 @@ def test_without_retain_the_mean_cannot_be_taken_off_and_the_report_says_so():
     for rule in ("energy", "contrast"):
         centred, warnings = build_basis(FORGET, None, Settings(rule, centering="retain mean"))
         plain, _ = build_basis(FORGET, None, Settings(rule, centering="none"))
-        assert "Nothing is listed to keep" in warnings[0] and not any(
-            "Nothing is listed" in w for w in build_basis(FORGET, RETAIN, Settings(rule))[1]
-        )
+        assert "Nothing is listed to keep" in warnings[0]
+        assert not any("Nothing is listed" in w for w in build_basis(FORGET, RETAIN, Settings(rule))[1])
         assert all(torch.equal(centred.sites[n].u, plain.sites[n].u) for n in LAYERS)
 
 
@@ -178,7 +181,8 @@ def test_settings_that_are_not_offered_are_refused(values, words):
 
 def test_weak_bases_are_warned_of():
     _, warnings = build_basis(FORGET, RETAIN, Settings("energy", 0.3, 0.9, centering="none"))
-    assert any("Rank 1" in w for w in warnings) and any("less than a tenth" in w for w in warnings)
+    assert any("Rank 1" in w for w in warnings)
+    assert any("less than a tenth" in w for w in warnings)
     _, warnings = build_basis(
         FORGET, captured("retain", ["twin"], [rows(True, 11, 500), rows(True, 12, 500)]), Settings("contrast")
     )
@@ -190,7 +194,8 @@ def test_captures_made_in_different_ways_are_warned_of():
     basis, warnings = build_basis(
         FORGET, captured("retain", ["m"], [rows(False, 3, 200), rows(False, 4, 200)], steps=4, seed=7), Settings()
     )
-    assert len(warnings) == 1 and "differ in steps, seed" in warnings[0]
+    assert len(warnings) == 1
+    assert "differ in steps, seed" in warnings[0]
     assert basis.recipe.capture == FORGET.settings
 
 
@@ -200,7 +205,8 @@ def test_without_retain_the_edit_does_not_depend_on_the_scale_of_the_activations
         for scale in (1.0, 1e-3)
     ]
     for one, other in zip(*(b.sites.values() for b in bases), strict=True):
-        assert one.rank == other.rank > 1 and (one.u @ one.m.T - other.u @ other.m.T).abs().max() < 1e-5
+        assert one.rank == other.rank > 1
+        assert_close(one.u @ one.m.T, other.u @ other.m.T, rtol=0, atol=1e-5)
 
 
 def test_the_basis_is_the_same_to_the_bit_when_built_twice():
@@ -214,10 +220,11 @@ def test_the_basis_is_the_same_to_the_bit_when_built_twice():
 def test_merging_captures_adds_rows_and_concepts_and_refuses_what_does_not_fit():
     a, b = (captured("retain", [c], [rows(False, s), rows(False, s + 1)]) for c, s in (("x", 50), ("y", 60)))
     merged = merge_activations(a, b)
-    assert merged.count == 120 and merged.anchors.concepts == ("x", "y")
+    assert merged.count == 120
+    assert merged.anchors.concepts == ("x", "y")
     whole = captured("retain", ["x", "y"], [torch.cat([rows(False, 50 + i), rows(False, 60 + i)]) for i in range(2)])
     one, two = (build_basis(FORGET, r, Settings())[0].sites[LAYERS[0]] for r in (merged, whole))
-    assert (edit_matrix(one.u, one.m) - edit_matrix(two.u, two.m)).abs().max() < 1e-5
+    assert_close(edit_matrix(one.u, one.m), edit_matrix(two.u, two.m), rtol=0, atol=1e-5)
     for change, words in (
         ({"steps": 9}, "differ in steps"),
         ({"weights": "cd"}, "differ in the attention weights"),
@@ -238,7 +245,8 @@ def test_a_twin_among_the_kept_is_named_and_a_neighbour_is_not():
     forget = captured("forget", ["zorbo"], [rows(True, 1, 600), rows(True, 2, 600)])
     retain = captured("retain", ["a twin", "one", "another", "third"], [torch.cat(kept), torch.cat(kept)])
     pairs = closest_kept(forget, retain)
-    assert [(p.forgotten, p.kept) for p in pairs] == [("zorbo", "a twin")] and pairs[0].likeness > TWIN
+    assert [(p.forgotten, p.kept) for p in pairs] == [("zorbo", "a twin")]
+    assert pairs[0].likeness > TWIN
     warnings = build_basis(forget, retain, Settings())[1]
     assert any("'a twin' in the keep list is rendered almost like 'zorbo'" in w for w in warnings)
     others = captured("retain", ["one", "another", "third"], [torch.cat(kept[1:])] * 2)
@@ -258,7 +266,8 @@ def test_a_weight_above_every_ratio_is_blamed_and_not_the_keep_list():
     with pytest.raises(PureError, match=r"at most \d+ times stronger .* retain_weight is 1e\+12: lower it"):
         build_basis(FORGET, RETAIN, Settings(retain_weight=1e12))
     _, warnings = build_basis(FORGET, RETAIN, Settings(retain_weight=1e4))
-    assert any("retain_weight is 10000: lower it" in w for w in warnings) and not any("twins" in w for w in warnings)
+    assert any("retain_weight is 10000: lower it" in w for w in warnings)
+    assert not any("twins" in w for w in warnings)
 
 
 @pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e-20, 1e15])

@@ -23,8 +23,11 @@ def test_the_basis_chart_shows_the_basis_and_is_the_same_each_time():
         for s in (Settings("contrast"), Settings("contrast"), Settings("energy", 0.9999, 0.99))
     ]
     for picture in pictures:
-        assert picture.shape == (1, SIZE[1], SIZE[0], 3) and 0 <= picture.min() < 0.2 and picture.max() == 1
-    assert torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[0], pictures[2])
+        assert picture.shape == (1, SIZE[1], SIZE[0], 3)
+        assert 0 <= picture.min() < 0.2
+        assert picture.max() == 1
+    assert torch.equal(pictures[0], pictures[1])
+    assert not torch.equal(pictures[0], pictures[2])
 
 
 def test_the_spectrum_of_the_contrast_rule_shows_ratios_the_weight_and_the_kept_rank():
@@ -35,7 +38,9 @@ def test_the_spectrum_of_the_contrast_rule_shows_ratios_the_weight_and_the_kept_
     orange = [
         int(((shown(retain_weight=w)[0] * 255).round() == torch.tensor(ORANGE)).all(-1).sum()) for w in (3.0, 0.0)
     ]
-    assert orange[0] > 300 and orange[1] == 0  # the line at the weight, and none
+    # the line at the weight, and none
+    assert orange[0] > 300
+    assert orange[1] == 0
 
 
 def test_the_leakage_charts_bars_grow_with_the_leakage_for_any_number_of_layers():
@@ -45,7 +50,8 @@ def test_the_leakage_charts_bars_grow_with_the_leakage_for_any_number_of_layers(
             blue(leakage_chart(Measured({name: SiteLeakage(v, 0.1) for name in sites}, {"zorbo": v}, {"zorbo": 1.0})))
             for v in (0.1, 0.5, 1.0)
         ]
-        assert 4 < areas[1] / areas[0] < 6 and 1.8 < areas[2] / areas[1] < 2.2
+        assert 4 < areas[1] / areas[0] < 6
+        assert 1.8 < areas[2] / areas[1] < 2.2
 
 
 def test_the_grid_holds_every_picture():
@@ -68,5 +74,6 @@ def test_a_prompt_without_spaces_is_cut_at_once():
     began = time.process_time()
     grids = [comparison_grid(before, before, ["masterpiece,best_quality," * n], columns=1) for n in (2, 400, 4000)]
     assert time.process_time() - began < 5
-    assert grids[0].shape == grids[1].shape and torch.equal(grids[1], grids[2])
+    assert grids[0].shape == grids[1].shape
+    assert torch.equal(grids[1], grids[2])
     assert not torch.equal(grids[0], grids[1])  # control: the short one is shown whole

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from pure_pack.pure_core.eigenpairs import BLOCK, DENSE_SIZE, is_all_above, krylov_pairs, left_directions
+from torch.testing import assert_close
 
 from spaces import orthonormal
 
@@ -28,11 +29,12 @@ def test_left_directions_are_those_of_the_decomposition_whatever_is_asked_for(sh
     found, z = left_directions(a, at_least(least))
     u, s, _ = torch.linalg.svd(a, full_matrices=False)
     k = max(int((s.square() >= least).sum()), 1)
-    assert z.shape[1] == k and k <= len(found) <= len(s)
-    assert (found[:k].square() - s[:k].square()).abs().max() < 1e-12 * s[0] ** 2 and (
-        (found - s[: len(found)]).abs() <= 1e-3 * s[: len(found)] + 1e-7 * s[0]
-    ).all()
-    assert (z.T @ z - torch.eye(k)).abs().max() < 1e-8 and (z @ z.T - u[:, :k] @ u[:, :k].T).abs().max() < 1e-8
+    assert z.shape[1] == k
+    assert k <= len(found) <= len(s)
+    assert_close(found[:k].square(), s[:k].square(), rtol=0, atol=float(1e-12 * s[0] ** 2))
+    assert ((found - s[: len(found)]).abs() <= 1e-3 * s[: len(found)] + 1e-7 * s[0]).all()
+    assert_close(z.T @ z, torch.eye(k, dtype=torch.float64), rtol=0, atol=1e-8)
+    assert_close(z @ z.T, u[:, :k] @ u[:, :k].T, rtol=0, atol=1e-8)
     assert torch.equal(z, left_directions(a, at_least(least))[1])  # bit by bit
 
 
@@ -41,12 +43,11 @@ def test_leading_pairs_are_those_of_a_whole_decomposition(power):
     g, q = gram(falling(600, power))
     values, vectors = krylov_pairs(g, at_least(0.03))
     k = vectors.shape[1]
-    assert (
-        k == int((falling(600, power) >= 0.03).sum()) + 1 and k <= len(values) < 600
-    )  # one behind the cut, which proves it
-    assert (values[:k] - falling(600, power)[:k]).abs().max() < 1e-13 and (
-        vectors @ vectors.T - q[:, :k] @ q[:, :k].T
-    ).abs().max() < 1e-10
+    # one behind the cut, which proves it
+    assert k == int((falling(600, power) >= 0.03).sum()) + 1
+    assert k <= len(values) < 600
+    assert_close(values[:k], falling(600, power)[:k], rtol=0, atol=1e-13)
+    assert_close(vectors @ vectors.T, q[:, :k] @ q[:, :k].T, rtol=0, atol=1e-10)
     assert ((values - falling(600, power)[: len(values)]).abs() < 2e-3 * falling(600, power)[: len(values)]).all()
 
 
@@ -70,7 +71,8 @@ def test_directions_that_the_krylov_space_cannot_hold_are_missed_by_nobody():
     )
     assert is_all_above(g, values[: count + 1], q[:, : count + 1])
     _, z = left_directions((q * values.sqrt()) @ orthonormal(400, 400, 5), at_least(0.5))
-    assert z.shape[1] == count and (z @ z.T - q[:, :count] @ q[:, :count].T).abs().max() < 1e-8
+    assert z.shape[1] == count
+    assert_close(z @ z.T, q[:, :count] @ q[:, :count].T, rtol=0, atol=1e-8)
 
 
 def test_a_spectrum_that_hardly_falls_is_decomposed_whole():
@@ -78,16 +80,19 @@ def test_a_spectrum_that_hardly_falls_is_decomposed_whole():
     g, _ = gram(values)
     assert krylov_pairs(g, at_least(1.0)) is None
     found, z = left_directions(torch.linalg.cholesky(g), at_least(1.0))
-    assert z.shape[1] == len(found) == 2 * DENSE_SIZE and (found.square() - values).abs().max() < 1e-12
+    assert z.shape[1] == len(found) == 2 * DENSE_SIZE
+    assert_close(found.square(), values, rtol=0, atol=1e-12)
 
 
 def test_few_rows_of_many_channels_give_their_rank():
     a = orthonormal(400, 5) @ torch.randn(5, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
     found, z = left_directions(a, at_least(1e-3))
-    assert len(found) == z.shape[1] == 5 and (z @ (z.T @ a) - a).abs().max() < 1e-10
+    assert len(found) == z.shape[1] == 5
+    assert_close(z @ (z.T @ a), a, rtol=0, atol=1e-10)
 
 
 def test_nothing_has_no_directions():
     for shape in ((5, 0), (0, 5), (300, 300)):
         found, z = left_directions(torch.zeros(shape, dtype=torch.float64), at_least(0.0))
-        assert found.numel() == 0 and z.shape == (shape[0], 0)
+        assert found.numel() == 0
+        assert z.shape == (shape[0], 0)

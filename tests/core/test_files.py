@@ -16,6 +16,7 @@ from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.files import MOST_HEADER, load_basis, save_basis
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
 
 from captures import FORGET, LAYERS, RETAIN
 from hostile import bombs, mutate
@@ -33,7 +34,8 @@ def test_a_basis_is_read_back_as_it_was(tmp_path, rule, structure):
     saved = basis(rule, structure=structure)
     path, steps = save_basis(saved, tmp_path / "b_00001_.safetensors"), []
     read = load_basis(path, lambda: steps.append(1))
-    assert path == tmp_path / "b_00001_.safetensors" and len(steps) == len(saved.sites)
+    assert path == tmp_path / "b_00001_.safetensors"
+    assert len(steps) == len(saved.sites)
     assert (read.rule, read.structure, read.model, read.recipe) == (
         saved.rule,
         saved.structure,
@@ -50,7 +52,8 @@ def test_without_the_recipe_no_prompt_is_in_the_file(tmp_path):
     path = save_basis(basis(), tmp_path / "b.safetensors", embed_recipe=False)
     assert b"zorbo" not in path.read_bytes()
     read = load_basis(path)
-    assert read.sites.keys() == basis().sites.keys() and read.recipe is None
+    assert read.sites.keys() == basis().sites.keys()
+    assert read.recipe is None
     assert read.model == basis().model  # another fine-tune can still be warned of
     assert b"zorbo" in save_basis(basis(), tmp_path / "c.safetensors").read_bytes()  # control
 
@@ -76,10 +79,14 @@ def test_a_file_of_the_first_version_is_read_for_ever(rule):
     source = FIXTURES / f"basis_version_1_{rule}.safetensors"
     _, _, tensors = layout(source)
     read = load_basis(source)
-    assert read.rule == rule and read.sites and read.recipe.forget.concepts and read.recipe.settings.rule == rule
+    assert read.rule == rule
+    assert read.sites
+    assert read.recipe.forget.concepts
+    assert read.recipe.settings.rule == rule
     for name, edit in read.sites.items():
         u, m = (tensors[f"{name}.{part}"].double() for part in ("u", "m"))
-        assert read.shapes[name].width == len(u) and (edit.u.double() @ edit.m.double().T - u @ m.T).abs().max() < 1e-6
+        assert read.shapes[name].width == len(u)
+        assert_close(edit.u.double() @ edit.m.double().T, u @ m.T, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", ["energy", "contrast"])
@@ -90,9 +97,11 @@ def test_the_format_only_grows(tmp_path, rule):
     assert all(torch.equal(edit.u, tensors[f"{name}.u"]) for name, edit in read.sites.items())
     path = save_basis(read, tmp_path / "now.safetensors")
     fields_now, head_now, _ = layout(path)
-    assert fields <= fields_now and head <= head_now
+    assert fields <= fields_now
+    assert head <= head_now
     rewrite(path, lambda t, h: (h.pop("structure"), t.pop(first(t, "values"))))  # control
-    assert not head <= layout(path)[1] and len(read.sites) > 0
+    assert not head <= layout(path)[1]
+    assert len(read.sites) > 0
 
 
 def first(tensors, field):
@@ -223,7 +232,8 @@ def test_2000_mutated_files_are_read_right_or_refused(tmp_path):
         path.write_bytes(mutate(data, rng))
         try:
             for layer in load_basis(path).sites.values():
-                assert torch.isfinite(layer.u).all() and layer.u.shape == layer.m.shape
+                assert torch.isfinite(layer.u).all()
+                assert layer.u.shape == layer.m.shape
         except PureError:
             refused += 1
     assert 1000 < refused < 2000  # some hit a name or a prompt, which may say anything

@@ -22,10 +22,14 @@ def test_an_existing_comfyui_is_used_as_it_is(tmp_path, home):
     before = sorted(source.rglob("*"))
     for _ in range(2):  # idempotent
         host = set_up(source)
-    assert host == Host.load() and host.source == str(source) and host.python == str(find_python(source))
-    assert sorted(source.rglob("*")) == before and not (home / "venv").exists()
+    assert host == Host.load()
+    assert host.source == str(source)
+    assert host.python == str(find_python(source))
+    assert sorted(source.rglob("*")) == before
+    assert not (home / "venv").exists()
     link = home / "base" / "custom_nodes" / get_comfyui.PACK
-    assert link.is_symlink() and (link / "pure_core").is_dir()
+    assert link.is_symlink()
+    assert (link / "pure_core").is_dir()
     with pytest.raises(SetupError, match=r"is not a ComfyUI: give the folder that holds its main\.py"):
         set_up(tmp_path)
 
@@ -59,7 +63,8 @@ def test_an_interrupted_environment_is_built_again(home, monkeypatch):
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             get_comfyui.make_environment()
-    assert len(calls) == 2 and "--clear" in calls[1]
+    assert len(calls) == 2
+    assert "--clear" in calls[1]
 
 
 def test_a_real_folder_in_the_links_place_is_left_alone(tmp_path):
@@ -74,7 +79,8 @@ def test_a_real_folder_in_the_links_place_is_left_alone(tmp_path):
 def test_a_file_is_old_or_new_and_never_half(tmp_path):
     write_whole(tmp_path / "f", b"old")
     write_whole(tmp_path / "f", b"new")
-    assert (tmp_path / "f").read_bytes() == b"new" and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / "f").read_bytes() == b"new"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_without_a_chromium_the_tests_set_up_ends_in_one_sentence(monkeypatch, capsys):
@@ -82,7 +88,9 @@ def test_without_a_chromium_the_tests_set_up_ends_in_one_sentence(monkeypatch, c
     monkeypatch.setattr(get_comfyui.shutil, "which", lambda name: None)
     assert get_comfyui.main(["--tests"]) == 1
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "No Chromium was found" in said and "apt-get install chromium" in said
+    assert said.count("\n") == 1
+    assert "No Chromium was found" in said
+    assert "apt-get install chromium" in said
     monkeypatch.setattr(
         get_comfyui.shutil, "which", lambda name: f"/somewhere/{name}" if name == "google-chrome" else None
     )

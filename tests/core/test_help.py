@@ -39,4 +39,5 @@ def test_the_node_has_a_page_that_names_its_inputs(node):
     width, height = struct.unpack(
         ">II", (pack.PROJECT / "web" / "docs" / "pictures" / f"{node}.png").read_bytes()[16:24]
     )  # PNG's header
-    assert width >= 200 and height >= 80, "a picture of the node, not of the empty canvas"
+    assert width >= 200, "a picture of the node, not of the empty canvas"
+    assert height >= 80, "a picture of the node, not of the empty canvas"

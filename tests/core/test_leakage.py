@@ -51,10 +51,13 @@ def test_the_report_says_what_to_think_of_it():
     texts = [describe_leakage(edited(s), ("miplo",))[0] for s in (0.0, 0.2, 0.7, 1.0)]
     wanted = ("no edit between them", "Most of the concept is still", "Some of the concept is still", "Little of the")
     for text, words in zip(texts, wanted, strict=True):
-        assert text.startswith(("Both", "Most", "Some", "Little")) and words in text
-    assert "moved a lot" in describe_leakage(edited(1.0, REST), ("miplo",))[0] and "moved a lot" not in texts[3]
+        assert text.startswith(("Both", "Most", "Some", "Little"))
+        assert words in text
+    assert "moved a lot" in describe_leakage(edited(1.0, REST), ("miplo",))[0]
+    assert "moved a lot" not in texts[3]
     numbers = as_numbers(edited(1.0))
-    assert numbers["leakage"] == numbers["layers"]["a"]["leakage"] < 0.3 and numbers["movement"] < 1e-9
+    assert numbers["leakage"] == numbers["layers"]["a"]["leakage"] < 0.3
+    assert numbers["movement"] < 1e-9
 
 
 def test_a_model_that_renders_nothing_leaks_nothing_and_has_moved():
@@ -62,7 +65,8 @@ def test_a_model_that_renders_nothing_leaks_nothing_and_has_moved():
     before, kept = rows(True, 8), rows(False, 9)
     labels = [("zorbo", i % 2) for i in range(len(before))]
     measured = measure({"a": before}, {"a": 0 * before}, labels, {"a": kept}, {"a": 0 * kept})
-    assert measured.leakage == 0 and measured.movement == pytest.approx(1.0)
+    assert measured.leakage == 0
+    assert measured.movement == pytest.approx(1.0)
 
 
 def test_concepts_are_measured_each_on_its_own():
@@ -71,14 +75,16 @@ def test_concepts_are_measured_each_on_its_own():
     after = {"a": torch.cat([first - (first @ CONCEPT) @ CONCEPT.T, second])}
     labels = [("gone", i % 2) for i in range(40)] + [("there", i % 2) for i in range(40)]
     measured = measure({"a": torch.cat([first, second])}, after, labels, {"a": kept}, {"a": kept})
-    assert measured.concepts["gone"] < 0.1 and measured.concepts["there"] == pytest.approx(1.0)
+    assert measured.concepts["gone"] < 0.1
+    assert measured.concepts["there"] == pytest.approx(1.0)
 
 
 def test_probes_that_do_not_agree_are_said():
     kept, labels = rows(False, 9), [("zorbo", i % 2) for i in range(40)]
     apart = kept.mean(0) + torch.stack([(6 if i % 2 else -6) * REST[:, 3] + 0.1 * REST[:, 4] for i in range(40)])
     text, warnings = describe_leakage(measure({"a": apart}, {"a": apart}, labels, {"a": kept}, {"a": kept}), ("b",))
-    assert "do not agree" in warnings[0] and text.startswith("Warning: The probes of 'zorbo'")
+    assert "do not agree" in warnings[0]
+    assert text.startswith("Warning: The probes of 'zorbo'")
     assert describe_leakage(edited(0.6), ("miplo",))[1] == []  # control
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.moments import MomentsFitter, merge
+from torch.testing import assert_close
 
 
 def rows(n, d, seed=0):
@@ -18,8 +19,8 @@ def fit(*blocks, d):
 def check(moments, h):
     scale = h.square().sum()
     assert moments.count == len(h)
-    assert (moments.factor.T @ moments.factor - h.T @ h).abs().max() < 1e-12 * scale
-    assert (moments.sum - h.sum(0)).abs().max() < 1e-12 * scale
+    assert_close(moments.factor.T @ moments.factor, h.T @ h, rtol=0, atol=float(1e-12 * scale))
+    assert_close(moments.sum, h.sum(0), rtol=0, atol=float(1e-12 * scale))
     assert moments.factor.shape[0] <= min(len(h), h.shape[1] + 1)
     assert abs(moments.energy - scale) < 1e-12 * scale
 
@@ -48,7 +49,7 @@ def test_rows_minus_a_vector_are_exact_even_under_a_large_mean(n):
     mean = h.mean(0)
     centred = fit(h, d=12).minus(mean)
     exact = (h - mean).T @ (h - mean)
-    assert (centred.factor.T @ centred.factor - exact).abs().max() < 1e-6 * exact.abs().max()
+    assert_close(centred.factor.T @ centred.factor, exact, rtol=0, atol=float(1e-6 * exact.abs().max()))
     gram = h.T @ h - n * torch.outer(mean, mean)  # control: what subtracting Gram matrices would give
     assert (gram - exact).abs().max() > 1e-4 * exact.abs().max()
 
@@ -56,7 +57,7 @@ def test_rows_minus_a_vector_are_exact_even_under_a_large_mean(n):
 def test_a_slice_of_the_channels_is_that_heads_moments():
     h = rows(50, 12)
     check_slice = fit(h, d=12).columns(4, 8)
-    assert (check_slice.factor.T @ check_slice.factor - h[:, 4:8].T @ h[:, 4:8]).abs().max() < 1e-9
+    assert_close(check_slice.factor.T @ check_slice.factor, h[:, 4:8].T @ h[:, 4:8], rtol=0, atol=1e-9)
 
 
 def test_memory_is_bounded_by_the_width_whatever_the_number_of_rows():

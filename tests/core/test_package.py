@@ -1,14 +1,11 @@
 """The archive that would be published: the listed parts alone, small, and nothing that a registry scan flags."""
 
 import ast
-import os
 import re
 import subprocess
 import sys
-import zipfile
 
 import pack
-from get_comfyui import get_comfy_cli
 from pack import archived
 
 LISTED = {
@@ -54,41 +51,6 @@ def test_git_knows_every_file_that_would_be_shipped():
         check=True,
     ).stdout.split()
     assert unknown == [], "git add these files: the archive holds only what git knows"
-
-
-def comfy_cli(folder, *command):
-    """Runs comfy-cli in a folder, with a home of its own and without its reports to its makers."""
-    environment = {**os.environ, "HOME": str(folder / "home"), "DO_NOT_TRACK": "1", "PYTHONPATH": str(get_comfy_cli())}
-    done = subprocess.run(
-        [sys.executable, "-m", "comfy_cli", "--skip-prompt", "node", *command],
-        cwd=folder / "clone",
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
-def test_comfy_cli_finds_no_fault_and_packs_what_is_listed(tmp_path):
-    """In a clone of what is committed, as a release is made."""
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tmp_path / "clone")], check=True)
-    status, words = comfy_cli(tmp_path, "validate")
-    assert status == 0 and "All validation checks passed" in words
-    status, words = comfy_cli(tmp_path, "pack")
-    assert status == 0, words
-    with zipfile.ZipFile(tmp_path / "clone" / "node.zip") as archive:
-        packed, size = (
-            set(archive.namelist()),
-            sum(i.compress_size for i in archive.infolist() if not i.filename.endswith(PICTURES)),
-        )
-    assert {f.split("/")[0] for f in packed} == LISTED and size < 2**20
-    assert packed ^ set(archived()) <= set(
-        subprocess.run(
-            ["git", "diff", "--no-renames", "--name-only", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.split()
-    )  # but for what is not committed yet
-    (tmp_path / "clone" / "nodes" / "prompts.py").write_text("exec('1')\n", encoding="utf-8")  # control
-    assert "S102" in comfy_cli(tmp_path, "validate")[1]
 
 
 FLAGGED_CALLS = {"eval", "exec", "compile", "__import__"}
@@ -158,15 +120,12 @@ def test_nothing_shipped_is_flagged():
 
 def test_nothing_that_runs_in_the_browser_is_flagged():
     scripts = [f for f in archived() if f.endswith(".js")]
-    assert (
-        scripts
-        and {
-            f: FLAGGED_WORDS.findall((ROOT / f).read_text(encoding="utf-8"))
-            for f in scripts
-            if FLAGGED_WORDS.search((ROOT / f).read_text(encoding="utf-8"))
-        }
-        == {}
-    )
+    assert scripts
+    assert {
+        f: FLAGGED_WORDS.findall((ROOT / f).read_text(encoding="utf-8"))
+        for f in scripts
+        if FLAGGED_WORDS.search((ROOT / f).read_text(encoding="utf-8"))
+    } == {}
     assert FLAGGED_WORDS.search("await fetch('x')")  # control
 
 
@@ -183,7 +142,8 @@ def test_a_scanner_finds_every_node_in_the_sources():
                     for k in call.keywords
                     if k.arg == "node_id" and isinstance(k.value, ast.Constant)
                 ]
-                assert len(ids) == 1 and ids[0].startswith("PURE_"), node.name
+                assert len(ids) == 1, node.name
+                assert ids[0].startswith("PURE_"), node.name
                 found += ids
     assert sorted(found) == sorted(page.stem for page in (ROOT / "web" / "docs").glob("*.md"))
 

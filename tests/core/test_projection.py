@@ -8,6 +8,7 @@ from pure_pack.pure_core.energy import factors, mean_squared_sine, principal_cos
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.lora import lora_factors
 from pure_pack.pure_core.projection import check_strength, edit_matrix, iterate, weight_delta
+from torch.testing import assert_close
 
 from spaces import KINDS, orthonormal, pair
 
@@ -23,7 +24,7 @@ def definition(v_f, v_r):
 def test_factors_equal_the_definition(kind):
     v_f, v_r = pair(kind)
     u, m = factors(v_f, v_r)
-    assert (edit_matrix(u, m) - definition(v_f, v_r)).abs().max() < TIGHT
+    assert_close(edit_matrix(u, m), definition(v_f, v_r), rtol=0, atol=TIGHT)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,12 +45,12 @@ def test_on_the_forget_space_the_eigenvalues_are_squared_cosines(kind, iteration
     v_f, v_r = pair(kind)
     e = edit_matrix(*factors(v_f, v_r), 1.0, iterations)
     inside = v_f.T @ e @ v_f
-    assert (e @ v_f - v_f @ inside).abs().max() < TIGHT  # E maps span(V_F) into itself
+    assert_close(e @ v_f, v_f @ inside, rtol=0, atol=TIGHT)  # E maps span(V_F) into itself
     cosines = torch.zeros(v_f.shape[1], dtype=torch.float64)
     found = principal_cosines(v_f, v_r)
     cosines[: len(found)] = found
     got = torch.linalg.eigvalsh((inside + inside.T) / 2).flip(0)
-    assert (got - cosines.sort(descending=True).values ** (2 * iterations)).abs().max() < TIGHT
+    assert_close(got, cosines.sort(descending=True).values ** (2 * iterations), rtol=0, atol=TIGHT)
 
 
 def test_a_direction_in_both_spaces_is_kept_whole_and_an_orthogonal_one_goes():
@@ -63,7 +64,7 @@ def test_a_direction_in_both_spaces_is_kept_whole_and_an_orthogonal_one_goes():
 def test_a_concept_inside_the_retain_space_is_not_erased_at_all():
     v_f, v_r = pair("nested")
     assert mean_squared_sine(v_f, v_r) < 1e-12
-    assert (edit_matrix(*factors(v_f, v_r)) - torch.eye(len(v_f))).abs().max() < TIGHT
+    assert_close(edit_matrix(*factors(v_f, v_r)), torch.eye(len(v_f), dtype=torch.float64), rtol=0, atol=TIGHT)
 
 
 def test_e_is_no_contraction_and_its_norms_are_those_of_the_worst_angle():
@@ -89,7 +90,7 @@ def test_iterated_factors_are_the_power(kind, iterations):
     u, m = factors(v_f, v_r)
     eye = torch.eye(len(v_f), dtype=torch.float64)
     u_n, m_n = iterate(u, m, iterations)
-    assert (eye - u_n @ m_n.T - torch.linalg.matrix_power(definition(v_f, v_r), iterations)).abs().max() < TIGHT
+    assert_close(eye - u_n @ m_n.T, torch.linalg.matrix_power(definition(v_f, v_r), iterations), rtol=0, atol=TIGHT)
     assert u_n is u  # the left factor, and with it the rank, stays
 
 
@@ -99,11 +100,12 @@ def test_the_edit_is_a_lora_exactly_on_both_sides(kind):
     u, m = factors(v_f, v_r)
     e, weight = edit_matrix(u, m), orthonormal(48, 48, 9)[:, :30]
     up, down = lora_factors(weight, u, m, "left")
-    assert (weight + up @ down - e @ weight).abs().max() < 1e-13 and up.shape[1] == v_f.shape[1]
-    assert (weight - weight_delta(weight, u, m, "left") - e @ weight).abs().max() < 1e-13
+    assert_close(weight + up @ down, e @ weight, rtol=0, atol=1e-13)
+    assert up.shape[1] == v_f.shape[1]
+    assert_close(weight - weight_delta(weight, u, m, "left"), e @ weight, rtol=0, atol=1e-13)
     up, down = lora_factors(weight.T, u, m, "right")
-    assert (weight.T + up @ down - weight.T @ e).abs().max() < 1e-13
-    assert (weight.T - weight_delta(weight.T, u, m, "right") - weight.T @ e).abs().max() < 1e-13
+    assert_close(weight.T + up @ down, weight.T @ e, rtol=0, atol=1e-13)
+    assert_close(weight.T - weight_delta(weight.T, u, m, "right"), weight.T @ e, rtol=0, atol=1e-13)
 
 
 def test_the_loras_rank_is_that_of_f_without_its_part_in_r():
@@ -128,7 +130,7 @@ def test_right_multiplying_the_output_weight_projects_the_activation():
     u, m = factors(v_f, v_r)
     w_o, h = orthonormal(48, 48, 4), orthonormal(48, 7, 5)
     edited = w_o - weight_delta(w_o, u, m, "right")
-    assert (edited @ h - w_o @ (edit_matrix(u, m) @ h)).abs().max() < 3e-14
+    assert_close(edited @ h, w_o @ (edit_matrix(u, m) @ h), rtol=0, atol=3e-14)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 3e-4), (torch.bfloat16, 2.5e-3)])

@@ -5,16 +5,21 @@ from pure_pack.pure_core.prompts import EMPTY, PRESETS, anchor_prompts, make_pro
 
 def test_six_phrasings_a_concept_and_the_empty_prompt_to_keep():
     forget, keep, _ = make_prompts("zorbo\nmiplo", "fintolo")
-    assert len(forget.pairs) == 12 and forget.concepts == ("zorbo", "miplo") and forget.role == "forget"
+    assert len(forget.pairs) == 12
+    assert forget.concepts == ("zorbo", "miplo")
+    assert forget.role == "forget"
     assert ("zorbo", "a photo of zorbo") in forget.pairs
-    assert keep.pairs[-1] == (EMPTY, "") and len(keep.pairs) == 7 and keep.role == "retain"
+    assert keep.pairs[-1] == (EMPTY, "")
+    assert len(keep.pairs) == 7
+    assert keep.role == "retain"
     assert len(make_prompts("zorbo", "fintolo", include_empty_prompt=False)[1].pairs) == 6
 
 
 def test_blank_and_repeated_lines_are_ignored_and_counted():
     prompts, keep, listing = make_prompts("Van  Gogh\n\n  van gogh \n\t\nMonet", "Hokusai")
     assert prompts.concepts == ("Van Gogh", "Monet")
-    assert "2 blank lines ignored" in listing and "1 repeated line ignored" in listing
+    assert "2 blank lines ignored" in listing
+    assert "1 repeated line ignored" in listing
     assert len(listing.splitlines()) == 2 + len(prompts.pairs) + len(keep.pairs)
 
 
@@ -29,7 +34,8 @@ def test_own_templates_replace_the_presets_and_free_text_uses_none():
 
 def test_beside_a_style_whole_prompts_are_kept():
     forget, keep, _ = make_prompts("Van Gogh", "a photo of a cat", preset="artistic style")
-    assert "a painting by Van Gogh" in forget.texts and keep.texts == ("a photo of a cat", "")
+    assert "a painting by Van Gogh" in forget.texts
+    assert keep.texts == ("a photo of a cat", "")
 
 
 @pytest.mark.parametrize("form", ["{} {a|b}", "{}, {red|blue}", "a {red|blue} {} x"])

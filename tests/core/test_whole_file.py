@@ -59,7 +59,8 @@ def test_60_saves_of_6_processes_under_one_name_are_60_files(tmp_path):
     for worker in workers:
         worker.join(60)
     files = [p.read_bytes() for p in tmp_path.iterdir()]
-    assert len(files) == len(set(files)) == 60 and all(len(content) == 64 for content in files)
+    assert len(files) == len(set(files)) == 60
+    assert all(len(content) == 64 for content in files)
 
 
 def test_a_disk_that_does_not_take_the_file_is_a_sentence(tmp_path):

@@ -62,7 +62,9 @@ def test_choose_and_test_prompts_are_disjoint_and_name_free_ones_name_nobody():
     assert set(splits) == {"choose", "test"}
     for what in ("prompt", "seed"):
         choose, test = ({e[what] for e in entries(splits[split])} for split in ("choose", "test"))
-        assert len(choose) > 500 and len(test) > 3000 and not choose & test
+        assert len(choose) > 500
+        assert len(test) > 3000
+        assert not choose & test
     for split in splits.values():
         words = {w for name in CHARACTERS for e in split["name_free"][name] for w in e["prompt"].split()}
         assert not words & {*CHARACTERS, *ARTISTS.values()}

@@ -125,7 +125,9 @@ def test_a_kill_in_the_middle_of_a_write(tmp_path, mini, basis):
     child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_WAIT_POLICY": "passive"})
     end, whole = time.monotonic() + 300, tmp_path / "x_00001_.safetensors"
     while not (whole.exists() and any(path.name.startswith(".tmp") for path in written_parts(tmp_path))):
-        assert child.poll() is None and time.monotonic() < end  # the library writes a .tmp first, and renames it
+        # the library writes a .tmp first, and renames it
+        assert child.poll() is None
+        assert time.monotonic() < end
     child.send_signal(signal.SIGKILL)
     child.wait()
     left = written_parts(tmp_path)
@@ -140,4 +142,5 @@ def test_a_kill_in_the_middle_of_a_write(tmp_path, mini, basis):
         run(SaveBasis, basis=basis, filename_prefix="y")
     finally:
         folder_paths.set_output_directory(before)
-    assert written_parts(tmp_path) == {} and list(tmp_path.glob(".*")) == []
+    assert written_parts(tmp_path) == {}
+    assert list(tmp_path.glob(".*")) == []

@@ -19,8 +19,7 @@ from run_nodes import prompts
 
 CLOSE, FOUR = "pelluna", ("pelluna", "zorbo", "dorrit", "bramby")
 # What docs/evidence.md measured of them with the defaults on these prompts (its larger sample): share of erased
-# characters
-# seen in named and in name-free prompts, and of others seen.
+# characters seen in named and in name-free prompts, and of others seen.
 MEASURED = {"named": 0.004, "name_free": 0.096, "others": 0.950}
 RARE = 1e-3  # one false alarm in a thousand runs of the same code on other seeds
 
@@ -56,8 +55,11 @@ def test_erased_kept_and_still_pictures(eraser):
         judging.shares(kept + judging.see(None, entries[75:125]), "before"),
     )
     told = {k: str(v) for k, v in after.items()}
-    assert after["named"].n == after["name_free"].n == 100 and after["others"].n == 196
-    assert before["named"].value >= 0.95 and before["name_free"].value >= 0.95  # control: the unedited model draws it
+    assert after["named"].n == after["name_free"].n == 100
+    assert after["others"].n == 196
+    # control: the unedited model draws it
+    assert before["named"].value >= 0.95
+    assert before["name_free"].value >= 0.95
     assert after["named"].value <= 0.05, told
     assert after["name_free"].value <= 0.20, told
     assert after["others"].value >= before["others"].value - 0.05, told
@@ -66,7 +68,7 @@ def test_erased_kept_and_still_pictures(eraser):
 
 
 def test_the_measure_ranks_edits_as_the_judge_does(eraser):
-    """The small twin of the last table of docs/evidence.md.
+    """The small twin of docs/tables/leakage.md.
 
     Each edit that leaves the character alone reads higher than each one that takes it.
     """

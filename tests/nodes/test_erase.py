@@ -33,7 +33,9 @@ def test_each_list_has_its_own_prompts_and_capture():
 def test_with_a_vae_it_draws_before_and_after():
     graph, _ = graph_of({"model": MODEL, "clip": CLIP, "vae": VAE}, "a picture of miplo")
     compared = next(node["inputs"] for node in graph.values() if node["class_type"] == "PURE_CompareImages")
-    assert compared["original"] == MODEL and compared["edited"] != MODEL and compared["vae"] == VAE
+    assert compared["original"] == MODEL
+    assert compared["edited"] != MODEL
+    assert compared["vae"] == VAE
     assert compared["prompts"] == "a picture of miplo"
 
 

@@ -15,8 +15,8 @@ from pure_pack.nodes.host.sites import attention_sites
 from pure_pack.nodes.host.weights import base_weight, effective_weight
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.projection import edit_matrix
-from test_recording import independent_rows
 
+from independent import independent_rows
 from random_models import COMMON, LAYOUTS, clip_of, load, random_state
 from run_nodes import apply, build, capture, prompts, sample
 
@@ -73,7 +73,8 @@ def test_every_family_from_capture_to_reload(family, tmp_path):
                 < 1e-2 * (exact - original).norm()
             )
     latent, before = (sample(m, clip, "zorbo", steps=2) for m in (edited, model))
-    assert torch.isfinite(latent).all() and (latent - before).norm() > 1e-3 * before.norm()
+    assert torch.isfinite(latent).all()
+    assert (latent - before).norm() > 1e-3 * before.norm()
 
     comfy.sd.save_checkpoint(str(tmp_path / "model.safetensors"), edited, extra_keys=checkpoint.sampling_marks(edited))
     assert checkpoint.verify_checkpoint(edited, None, None, tmp_path / "model.safetensors") < 1e-6
@@ -161,16 +162,17 @@ def test_what_reduced_precision_leaves_is_reported_and_within_its_bound(mini, ba
             share = (m.T @ (rounded - exact)).norm() / (m.T @ (before - exact)).norm()
             assert 0 < share < limit
             worst = max(worst, float(share))
-    assert found.largest == pytest.approx(worst, rel=1e-4) and found.dtype == str(dtype).removeprefix("torch.")
+    assert found.largest == pytest.approx(worst, rel=1e-4)
+    assert found.dtype == str(dtype).removeprefix("torch.")
     text, warnings = precision.describe_residual(found)
-    assert found.dtype in text and bool(warnings) == (found.mean > precision.MATTERS)
+    assert found.dtype in text
+    assert bool(warnings) == (found.mean > precision.MATTERS)
     assert (dtype in (torch.float16, torch.bfloat16)) <= (not warnings)
     comfy.model_management.load_models_gpu([edited])  # what the host really keeps is what was computed
     key = attention_sites(model)[0].key("values")
     held = comfy.utils.get_attr(edited.model, key)
-    assert held.dtype == dtype and torch.equal(
-        held.float(), precision.kept_weight(edited, key, effective_weight(edited, key))
-    )
+    assert held.dtype == dtype
+    assert torch.equal(held.float(), precision.kept_weight(edited, key, effective_weight(edited, key)))
     comfy.model_management.unload_all_models()
     assert precision.residual(apply(mini[0], bases[rule])) is None  # control: float32 is kept as it is
 

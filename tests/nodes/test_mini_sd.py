@@ -2,6 +2,7 @@
 
 import comfy.model_management
 import torch
+from torch.testing import assert_close
 
 from mini_sd import studio
 
@@ -24,9 +25,8 @@ def test_the_text_encoder_agrees(mini):
     for text in TEXTS:
         full = mini[1].encode_from_tokens_scheduled(mini[1].tokenize(text))[0][0]
         narrow = studio.encode_text([text])
-        assert (full[..., : narrow.shape[-1]] - narrow).abs().max() < TIGHT and full[
-            ..., narrow.shape[-1] :
-        ].abs().max() == 0
+        assert_close(full[..., : narrow.shape[-1]], narrow, rtol=0, atol=TIGHT)
+        assert full[..., narrow.shape[-1] :].abs().max() == 0
     assert (studio.encode_text(TEXTS[:1]) - studio.encode_text(TEXTS[1:2])).abs().max() > 0.1  # control
 
 
@@ -38,16 +38,18 @@ def test_the_unet_agrees(mini):
     for step in (3, 500, 990):
         full = model.model.diffusion_model.float()(x, torch.full((2,), step), context=wide_context)
         got = narrow(x, torch.full((2,), step), context)
-        assert (full - got).abs().max() < TIGHT
+        assert_close(full, got, rtol=0, atol=TIGHT)
     assert (narrow(x, torch.full((2,), 990), context.flip(0)) - got).abs().max() > 0.01  # control: the text matters
 
 
 def test_the_autoencoder_agrees_both_ways(mini):
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     full = mini[2].decode(z / 0.18215)  # the host keeps latents unscaled
-    assert (full.permute(0, 3, 1, 2) - studio.vae_decoder()(z).clamp(0, 1)).abs().max() < TIGHT
+    assert_close(full.permute(0, 3, 1, 2), studio.vae_decoder()(z).clamp(0, 1), rtol=0, atol=TIGHT)
     picture = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(3))
-    assert (mini[2].encode(picture) * 0.18215 - studio.vae_encoder()(picture.permute(0, 3, 1, 2))).abs().max() < TIGHT
+    assert_close(
+        mini[2].encode(picture) * 0.18215, studio.vae_encoder()(picture.permute(0, 3, 1, 2)), rtol=0, atol=TIGHT
+    )
 
 
 def test_host_and_narrow_draw_the_same_pictures_with_and_without_an_edit(mini):
@@ -81,6 +83,6 @@ def test_host_and_narrow_draw_the_same_pictures_with_and_without_an_edit(mini):
             {"samples": torch.zeros(1, 4, 8, 8)},
         )[0]["samples"]
         pictures[name] = vae.decode(latent).permute(0, 3, 1, 2)
-        assert (pictures[name] - drawn).abs().max() < 5e-3
+        assert_close(pictures[name], drawn, rtol=0, atol=5e-3)
     for name in ("keys and values", "output"):
         assert (pictures["original"] - pictures[name]).abs().max() > 0.1  # control: the edit shows

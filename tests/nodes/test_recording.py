@@ -13,7 +13,7 @@ from pure_pack.pure_core import build as pure_build
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.projection import edit_matrix
 
-from random_models import attention
+from independent import independent_rows
 from run_nodes import SMALL, build, capture, prompts
 
 
@@ -21,50 +21,6 @@ def hooks(model):
     return sum(
         len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.model.modules()
     )
-
-
-def independent_rows(model, clip, pairs, steps, size=64, cfg=1.0):
-    """Rows per layer, sampled one prompt at a time, from the inputs of each attention layer and its weights alone."""
-    unet, rows, seen = diffusion_model(model), {layer.name: [] for layer in attention_sites(model)}, []
-
-    def spy(name):
-        def hook(module, args, kwargs):
-            rows[name].append((seen[-1], attention(module, args[0], kwargs["context"]).mean(1)))
-
-        return hook
-
-    handles = [
-        unet.register_forward_pre_hook(
-            lambda _, a, kw: seen.append(kw["transformer_options"]["cond_or_uncond"]), with_kwargs=True
-        )
-    ]
-    handles += [unet.get_submodule(n).register_forward_pre_hook(spy(n), with_kwargs=True) for n in rows]
-    try:
-        noise = torch.randn(1, 4, size // 8, size // 8, generator=torch.Generator().manual_seed(SMALL.get("seed", 0)))
-        empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-        for _, text in pairs:
-            sampler = comfy.samplers.KSampler(
-                model,
-                steps=SMALL["steps"],
-                device=model.load_device,
-                sampler="euler",
-                scheduler="normal",
-                model_options=model.model_options,
-            )
-            sampler.sample(
-                noise,
-                clip.encode_from_tokens_scheduled(clip.tokenize(text)),
-                empty,
-                cfg=cfg,
-                latent_image=torch.zeros_like(noise),
-                last_step=steps,
-                disable_pbar=True,
-                seed=0,
-            )
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {n: torch.cat([h[half.index(0)][None] for half, h in r]) for n, r in rows.items()}, seen
 
 
 @pytest.mark.parametrize(("which", "cfg"), [("mini", 1.0), ("mini", 4.0), ("wide", 1.0), ("wide", 3.0)])
@@ -76,9 +32,8 @@ def test_recorded_moments_equal_an_independent_computation(request, mini, which,
     assert ([1, 0] in halves) == (cfg > 1)  # the unconditional half really ran, and first
     assert len(got.moments) == (7 if which == "mini" else 10)
     if which == "wide":
-        assert {m.width for m in got.moments.values()} == {320, 640, 1280} and {
-            shape.heads for shape in got.shapes.values()
-        } == {8}
+        assert {m.width for m in got.moments.values()} == {320, 640, 1280}
+        assert {shape.heads for shape in got.shapes.values()} == {8}
     for name, moments in got.moments.items():
         h = want[name].double()
         assert moments.count == len(h) == 8
@@ -107,7 +62,8 @@ def test_what_comes_after_to_out_would_be_something_else(mini):
         handle.remove()
     h = torch.cat(after["rows"]).double()
     own = got.moments[name]
-    assert h.shape[1] == own.width and (own.sum - h.sum(0)).norm() > 0.1 * own.sum.norm()
+    assert h.shape[1] == own.width
+    assert (own.sum - h.sum(0)).norm() > 0.1 * own.sum.norm()
 
 
 def difference(a, b):
@@ -132,7 +88,8 @@ def test_batch_size_changes_nothing_beyond_rounding(mini):
         return build(forget, retain, max_rank=1)
 
     one, four, sixteen = (basis(n) for n in (1, 4, 16))
-    assert difference(one, four) < 1e-3 and difference(one, sixteen) < 1e-3
+    assert difference(one, four) < 1e-3
+    assert difference(one, sixteen) < 1e-3
     assert difference(one, basis(16, seed=5)) > 1e-2  # control: other noise, other basis
 
 
@@ -142,7 +99,8 @@ def test_prompts_of_different_lengths_are_captured_together(mini):
     alone = [capture(mini, prompts(p, preset="free text")) for p in ("zorbo", long)]
     for name, m in both.moments.items():
         total = sum(a.moments[name].sum for a in alone)
-        assert m.count == 4 and (m.sum - total).norm() < 1e-5 * total.norm()
+        assert m.count == 4
+        assert (m.sum - total).norm() < 1e-5 * total.norm()
 
 
 def test_a_capture_is_its_forward_passes_and_one_transfer_a_step(mini, monkeypatch):
@@ -180,9 +138,9 @@ def test_a_capture_is_its_forward_passes_and_one_transfer_a_step(mini, monkeypat
     finally:
         handle.remove()
     assert lone == sorted(["", *(text for _, text in anchors.pairs)])
-    assert runs == [[0]] * (2 * 3) and transfers == [(4, width)] * (
-        2 * 3
-    )  # 4 prompts x 2 latents in batches of 4, 3 steps each
+    # 4 prompts x 2 latents in batches of 4, 3 steps each
+    assert runs == [[0]] * (2 * 3)
+    assert transfers == [(4, width)] * (2 * 3)
     assert [1, 0] in halves  # control: at cfg 3 the unconditional half runs
     said = [sampling.Trajectory(4, 3, 2, 0, cfg, 64, 64, "euler", "normal", 4).evaluations(4) for cfg in (1.0, 3.0)]
     assert [sum(evaluated[:6]), sum(evaluated[6:])] == said == [24, 48]  # what the report says it costs
@@ -213,11 +171,11 @@ def test_more_prompts_than_are_encoded_at_once_give_the_same_and_no_more_is_held
         parts = capture((model, Watched), anchors)
     finally:
         handle.remove()
-    assert max(held) == 4 and sorted(texts) == sorted(["", *(text for _, text in anchors.pairs)])
+    assert max(held) == 4
+    assert sorted(texts) == sorted(["", *(text for _, text in anchors.pairs)])
     assert (parts.anchors, parts.rows, parts.model) == (whole.anchors, whole.rows, whole.model)
-    assert parts.count == whole.count and all(
-        (parts.sums[n] - whole.sums[n]).norm() < 1e-5 * whole.sums[n].norm() for n in parts.sums
-    )
+    assert parts.count == whole.count
+    assert all((parts.sums[n] - whole.sums[n]).norm() < 1e-5 * whole.sums[n].norm() for n in parts.sums)
     for name, m in parts.moments.items():
         assert (m.second_moment() - whole.moments[name].second_moment()).norm() < 1e-5 * whole.moments[
             name
@@ -226,7 +184,8 @@ def test_more_prompts_than_are_encoded_at_once_give_the_same_and_no_more_is_held
 
 def test_latent_j_depends_on_seed_and_j_alone(mini):
     one, three = (sampling.start_noise(mini[0], 7, n, 64, 64) for n in (1, 3))
-    assert torch.equal(one[0], three[0]) and not torch.equal(three[0], three[1])
+    assert torch.equal(one[0], three[0])
+    assert not torch.equal(three[0], three[1])
     assert torch.equal(one, torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7)))
 
 
@@ -241,7 +200,8 @@ def test_no_hook_is_left_after_success_exception_or_cancel(mini, monkeypatch):
 
     def check():
         assert hooks(model) == before
-        assert model.patches == patches and repr(model.model_options) == options
+        assert model.patches == patches
+        assert repr(model.model_options) == options
         assert all(torch.equal(model.get_key_patches(k)[k][0][0], w) for k, w in base.items())
 
     capture(mini, prompts("zorbo"))
@@ -282,7 +242,8 @@ def test_a_cancel_while_a_basis_is_built_answers_before_the_next_layer(mini, mon
     monkeypatch.setattr(pure_build, "build_site", build_site)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         build(forget, retain)
-    assert len(built) == 1 and not comfy.model_management.processing_interrupted()
+    assert len(built) == 1
+    assert not comfy.model_management.processing_interrupted()
     monkeypatch.undo()
     assert len(build(forget, retain).sites) == 7  # control
 

@@ -102,7 +102,8 @@ def test_lora_is_the_edit_within_its_precision(mini, bases, dtype, bound, where)
     for key in edits_of(edited):
         wanted, original = effective_weight(edited, key), effective_weight(mini[0], key)
         error = (effective_weight(loaded, key) - wanted).norm() / wanted.norm()
-        assert error <= bound and error * 20 < (original - wanted).norm() / wanted.norm()
+        assert error <= bound
+        assert error * 20 < (original - wanted).norm() / wanted.norm()
 
     def step(model):
         return sample(model, mini[1], steps=1)
@@ -143,7 +144,8 @@ def test_a_chain_of_edits_with_a_lora_between_is_one_file(mini, bases):
     assert difference(before, chain) > 1e-2  # control
     later = with_lora(chain)
     warned = report(SaveLoRA, model=later, dtype="fp32")
-    assert "carry a patch that came after" in warned and "is not in this file" in warned
+    assert "carry a patch that came after" in warned
+    assert "is not in this file" in warned
     assert "carry a patch" not in report(SaveLoRA, model=chain, dtype="fp32")
 
 
@@ -194,7 +196,8 @@ def test_a_lora_after_the_edits_is_said_not_to_be_in_the_file_whatever_it_touche
         **{k: v for k, v in wide_lora(mini[0]).patches.items() if ".attn1." in k or ".ff." in k},
     }
     warned = report(SaveLoRA, model=self_attention, dtype="fp32")
-    assert "came after PURE Apply Projection" in warned and "not in this file" in warned
+    assert "came after PURE Apply Projection" in warned
+    assert "not in this file" in warned
     assert "Warning" not in report(SaveLoRA, model=edited, dtype="fp32")
     first = apply(wide_lora(mini[0]), bases[0], where="values")  # control: a LoRA before the edit is the base's
     assert "Warning" not in report(SaveLoRA, model=first, dtype="fp32")
@@ -226,8 +229,10 @@ def test_v_prediction_set_by_a_node_comes_back_with_the_checkpoint(zsnr, mini):
     text = report(SaveCheckpoint, model=model, clip=mini[1], vae=mini[2], filename_prefix="checkpoints/v")
     again = comfy.sd.load_checkpoint_guess_config(path, output_vae=False, output_clip=False)[0]
     live, loaded = (m.get_model_object("model_sampling") for m in (model, again))
-    assert isinstance(loaded, comfy.model_sampling.V_PREDICTION) and torch.equal(live.sigmas, loaded.sigmas)
-    assert (float(loaded.sigma_max) > 1000) == zsnr and "cannot say how" not in text
+    assert isinstance(loaded, comfy.model_sampling.V_PREDICTION)
+    assert torch.equal(live.sigmas, loaded.sigmas)
+    assert (float(loaded.sigma_max) > 1000) == zsnr
+    assert "cannot say how" not in text
 
 
 @pytest.mark.parametrize("sampling", ["v_prediction", "lcm", "x0"])
@@ -325,7 +330,8 @@ def test_a_missing_clip_or_vae_is_a_sentence_before_any_work(mini, edited, monke
 
 def test_without_clip_and_vae_the_diffusion_model_alone_is_saved(mini, edited):
     text = report(SaveCheckpoint, model=edited, filename_prefix="diffusion_models/alone")
-    assert "the diffusion model alone is there, and the 14 edited weights" in text and "Warning" not in text
+    assert "the diffusion model alone is there, and the 14 edited weights" in text
+    assert "Warning" not in text
     path = Path(folder_paths.get_output_directory()) / "diffusion_models" / "alone_00001_.safetensors"
     with safe_open(path, framework="pt") as file:
         assert {key.split(".")[0] for key in file.keys()} == {"model"}  # noqa: SIM118
@@ -342,7 +348,8 @@ def test_the_refiners_lora_has_no_label_of_another_family():
     with safe_open(save_lora(edited), framework="pt") as file:
         said = file.metadata()
     assert said["modelspec.architecture"] == "stable-diffusion-xl-v1-refiner/lora"
-    assert "ss_base_model_version" not in said and "ss_v2" not in said
+    assert "ss_base_model_version" not in said
+    assert "ss_v2" not in said
 
 
 def test_nothing_to_save_is_refused_or_warned_of(mini, edited):
@@ -390,15 +397,14 @@ def test_the_recipe_is_written_only_where_allowed(mini, bases, edited, monkeypat
             return json.loads(file.metadata()["pure"]), str(file.metadata())
 
     full, text = head(save_lora(edited))
-    assert (
-        full["edits"][0]["forget"]["concepts"] == ["miplo"]
-        and full["edits"][0]["strength"] == 1.0
-        and len(full["ranks"]) == 14
-    )
+    assert full["edits"][0]["forget"]["concepts"] == ["miplo"]
+    assert full["edits"][0]["strength"] == 1.0
+    assert len(full["ranks"]) == 14
     for path in (save_lora(edited, embed_recipe=False), run(SaveBasis, basis=bases[0], embed_recipe=False)[0]):
         assert "miplo" not in head(path)[1]
     monkeypatch.setattr(paths.args, "disable_metadata", True)
-    assert "miplo" not in head(save_lora(edited))[1] and "miplo" in text
+    assert "miplo" not in head(save_lora(edited))[1]
+    assert "miplo" in text
 
 
 def test_a_basis_comes_back_and_makes_the_same_edit(mini, bases, edited):
@@ -406,7 +412,8 @@ def test_a_basis_comes_back_and_makes_the_same_edit(mini, bases, edited):
     name = path.rsplit("/", 1)[-1]
     assert name in paths.saved_bases()
     back, told = run(LoadBasis, name=name)
-    assert difference(apply(mini[0], back), edited) == 0 and "Erases miplo" in told
+    assert difference(apply(mini[0], back), edited) == 0
+    assert "Erases miplo" in told
     for bad in ("../" + name, "nothing.safetensors", path):
         with pytest.raises(PureError, match="There is no basis"):
             run(LoadBasis, name=bad)
@@ -434,7 +441,8 @@ def test_a_folder_that_is_deleted_before_the_save_is_made_again(edited, folders)
 def test_an_existing_file_is_never_overwritten(edited, prefix):
     one = save_lora(edited, filename_prefix=prefix)
     before = Path(one).read_bytes()
-    assert save_lora(edited, filename_prefix=prefix) != one and Path(one).read_bytes() == before
+    assert save_lora(edited, filename_prefix=prefix) != one
+    assert Path(one).read_bytes() == before
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])

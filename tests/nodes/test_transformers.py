@@ -157,10 +157,12 @@ def row_of(family, args, kwargs):
 def test_sites_are_found_with_their_widths_heads_and_weights(case):
     family, model, _, _ = case
     sites, root = attention_sites(model), diffusion_model(model)
-    assert len(sites) == TRANSFORMERS[family].sites and sites[0].name == NAMES[family]
+    assert len(sites) == TRANSFORMERS[family].sites
+    assert sites[0].name == NAMES[family]
     state = model.model.state_dict()
     for site in sites:
-        assert site.width == root.get_submodule(site.output).weight.shape[1] and site.width % site.heads == 0
+        assert site.width == root.get_submodule(site.output).weight.shape[1]
+        assert site.width % site.heads == 0
         owner = root.get_submodule(site.text)
         slabs = site.weights["values"]
         assert len(slabs) == 1 + (owner.bias is not None)
@@ -170,7 +172,8 @@ def test_sites_are_found_with_their_widths_heads_and_weights(case):
         assert ("keys" in site.weights) == family.startswith("PixArt")
         assert ("output" in site.weights) == (family not in JOINT and family != "Wan i2v")
     depths = [site.depth for site in sites]
-    assert depths[0] == 0 and depths[-1] == 1
+    assert depths[0] == 0
+    assert depths[-1] == 1
 
 
 def test_rows_equal_an_independent_computation_prompt_by_prompt(case, monkeypatch):
@@ -229,7 +232,8 @@ def test_the_edited_model_samples_and_its_lora_gives_the_same(case, edited, tmp_
     family, model, clip, _ = case
     weights = {key: base_weight(model, key).clone() for key in edits_of(edited[0])}
     original, changed = (latent_of(m, family, clip) for m in (model, edited[0]))
-    assert torch.isfinite(changed).all() and (changed - original).norm() > 1e-3 * original.norm()
+    assert torch.isfinite(changed).all()
+    assert (changed - original).norm() > 1e-3 * original.norm()
     saved = lora_file.save_lora(edited[0], tmp_path / "x_00001_.safetensors", "fp32", False, lambda: None)
     assert len(saved.ranks) == sum(key.endswith("weight") for key in edits_of(edited[0])) == len(attention_sites(model))
     loaded, _ = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(saved.path)), 1.0, 0.0)
@@ -254,7 +258,8 @@ def test_nothing_is_left_on_the_model_after_a_failure(case, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="in the middle"):
         patch.setattr(recording.Pool, "rows", fail)
         capture((model, clip), prompts("one", templates="{}"), **size(model, family))
-    assert hooks() == before and repr(model.model_options) == options
+    assert hooks() == before
+    assert repr(model.model_options) == options
     assert during[0] > before  # control
 
 

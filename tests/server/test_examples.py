@@ -111,7 +111,8 @@ def test_it_loads_whole_and_can_be_read(examples, name):
     loaded, ran = examples[name].loaded, examples[name].ran
     assert [n["type"] for n in loaded if not n["registered"] or n["errors"]] == []
     assert all(n["box"][2] > 0 for n in (*loaded, *ran))  # what is not drawn overlaps nothing
-    assert overlaps(loaded) == [] and overlaps(ran) == []
+    assert overlaps(loaded) == []
+    assert overlaps(ran) == []
     assert [n["title"] for n in loaded if n["type"] == "MarkdownNote"] == ["Read me"]
     assert faults(examples[name].errors) == []
 
@@ -120,7 +121,9 @@ def test_it_loads_whole_and_can_be_read(examples, name):
 def test_saving_and_loading_again_keeps_all_of_it(examples, name):
     """Values, titles, notes, groups, links, places, bypassed nodes."""
     first, second = examples[name].kept
-    assert first == second and len(first["nodes"]) == len(examples[name].loaded) and len(first["groups"]) >= 2
+    assert first == second
+    assert len(first["nodes"]) == len(examples[name].loaded)
+    assert len(first["groups"]) >= 2
 
 
 @pytest.mark.parametrize("name", workflows.names())
@@ -155,17 +158,19 @@ def test_while_it_runs_a_capture_says_what_is_captured_and_what_it_costs(example
     one = examples["erase_a_character"]
     for i, concept in zip(workflows.find(one.graph, "PURE_CaptureActivations"), ("miplo", "zorbo"), strict=True):
         text = one.seen["texts"][i][0]
-        assert text.startswith("Capturing") and "evaluations of the MODEL" in text and concept in text
+        assert text.startswith("Capturing")
+        assert "evaluations of the MODEL" in text
+        assert concept in text
         done = [0, *(value for node, value, _ in one.seen["steps"] if node == i)]
         total, batch = (
             next(most for node, _, most in one.seen["steps"] if node == i),
             one.graph[i]["inputs"]["batch_size"],
         )
-        assert done[-1] == total and f"{total} evaluations of the MODEL" in text
-        assert (
-            len(done) > one.graph[i]["inputs"]["recorded_steps"]
-            and max(b - a for a, b in itertools.pairwise(done)) <= batch
-        )  # each step of each batch
+        assert done[-1] == total
+        assert f"{total} evaluations of the MODEL" in text
+        # each step of each batch
+        assert len(done) > one.graph[i]["inputs"]["recorded_steps"]
+        assert max(b - a for a, b in itertools.pairwise(done)) <= batch
 
 
 @pytest.mark.parametrize("name", workflows.names())
@@ -178,7 +183,8 @@ def test_its_pictures_differ(server, examples, name):
         graph[sampler]["inputs"]["model"] = [loader, 0]
         (saved,) = workflows.find(graph, "SaveImage")
         pictures.append(pixels(server, server.run(graph)[saved]))
-    assert len(pictures) >= 2 and all(np.abs(pictures[0] - other).mean() > 2 for other in pictures[1:])
+    assert len(pictures) >= 2
+    assert all(np.abs(pictures[0] - other).mean() > 2 for other in pictures[1:])
 
 
 @pytest.mark.parametrize(
@@ -189,7 +195,8 @@ def test_it_saves_what_its_loader_then_draws(server, base, examples, name, kind,
     one = examples[name]
     graph, (saver,) = copy.deepcopy(one.graph), workflows.find(one.graph, kind)
     text = one.outputs[saver]["text"][0]
-    assert "Saved pure_" in text and "Warning" not in text
+    assert "Saved pure_" in text
+    assert "Warning" not in text
     file = base / "output" / folder / re.search(r"Saved (\S+\.safetensors)", text)[1]
     try:
         if folder == "checkpoints":

@@ -38,9 +38,8 @@ def test_the_first_example_runs_from_the_unpacked_archive_beside_another_copy(fr
     assert not (fresh / "custom_nodes" / PACK / "tools").exists()
     with Server(fresh) as server:
         about_us = [line for line in server.log_text().splitlines() if PACK in line or OTHER in line]
-        assert len([line for line in about_us if "seconds" in line]) == 2 and not [
-            line for line in about_us if "FAILED" in line or "Cannot" in line or "Error" in line
-        ]
+        assert len([line for line in about_us if "seconds" in line]) == 2
+        assert not [line for line in about_us if "FAILED" in line or "Cannot" in line or "Error" in line]
         workflow = json.loads(
             (fresh / "custom_nodes" / PACK / "example_workflows" / "erase_a_character.json").read_text(encoding="utf-8")
         )
@@ -53,7 +52,8 @@ def test_the_first_example_runs_from_the_unpacked_archive_beside_another_copy(fr
             [np.asarray(Image.open(server.file(i)), dtype=np.int16) for i in outputs[n]["images"]]
             for n in workflows.find(graph, "SaveImage")
         )
-    assert len(before) == len(after) > 0 and np.abs(before[0] - after[0]).mean() > 2
+    assert len(before) == len(after) > 0
+    assert np.abs(before[0] - after[0]).mean() > 2
 
 
 def imported(folder, pack_folder):
@@ -76,12 +76,13 @@ def imported(folder, pack_folder):
 
 def test_importing_the_pack_registers_one_folder_and_its_nodes_and_changes_nothing_else(fresh, tmp_path):
     loaded, changed, patched, looked_at = imported(fresh, fresh / "custom_nodes" / PACK)
-    assert loaded and looked_at > 5000 and patched == []
+    assert loaded
+    assert looked_at > 5000
+    assert patched == []
     assert set(changed) == {"folders", "node_ids"}
     folders_before, folders_after = changed["folders"]
-    assert set(folders_after) - set(folders_before) == {"pure"} and all(
-        folders_after[k] == v for k, v in folders_before.items()
-    )
+    assert set(folders_after) - set(folders_before) == {"pure"}
+    assert all(folders_after[k] == v for k, v in folders_before.items())
     assert {n for n in changed["node_ids"][1] if n not in changed["node_ids"][0]} == {
         n for n in changed["node_ids"][1] if n.startswith("PURE_")
     }
@@ -94,7 +95,8 @@ def test_importing_the_pack_registers_one_folder_and_its_nodes_and_changes_nothi
         encoding="utf-8",
     )
     _, changed, patched, _ = imported(fresh, bad)
-    assert {"path", "environ"} <= set(changed) and {
+    assert {"path", "environ"} <= set(changed)
+    assert {
         "comfy.sd.load_lora_for_models",
         "comfy.samplers.KSampler.sample",
     } <= set(patched)

@@ -119,7 +119,8 @@ def test_a_graph_keeps_every_value_over_a_reload(site):
             node["widgets_values"] = [0.35, "keys and values", 3, "middle"]
     ui.load(changed, "kept")
     before = ui.prompt()
-    assert before["6"]["inputs"]["retain_weight"] == 12.3 and before["7"]["inputs"]["layers"] == "middle"
+    assert before["6"]["inputs"]["retain_weight"] == 12.3
+    assert before["7"]["inputs"]["layers"] == "middle"
     ui.page.wait_for_timeout(1500)  # the frontend keeps a draft
     ui.reload()
     assert ui.prompt() == before
@@ -147,7 +148,8 @@ def test_cancelled_in_mid_capture_the_ui_is_usable_and_the_second_run_is_right(s
     shown = pictures(server, ui.page.evaluate("app.nodeOutputs"))
     server.post("/free", {"unload_models": True, "free_memory": True})  # so that the twin is computed anew
     twin = pictures(server, server.run(ui.prompt()))
-    assert len(shown) == len(twin) == 2 and all(np.array_equal(a, b) for a, b in zip(shown, twin, strict=True))
+    assert len(shown) == len(twin) == 2
+    assert all(np.array_equal(a, b) for a, b in zip(shown, twin, strict=True))
     assert np.abs(shown[0] - shown[1]).mean() > 2  # before and after
 
 
@@ -161,7 +163,8 @@ def test_reports_and_charts_are_shown_again_when_the_result_comes_from_the_cache
     seen = ui.run()
     assert seen["steps"] == []  # nothing was computed
     again = {n["id"]: (n["text"], n["pictures"]) for n in ui.nodes()}
-    assert all(again[i] == first[i] and first[i][0] for i in ("4", "5", "6", "7")) and again["6"][1] == 1
+    assert all(again[i] == first[i] and first[i][0] for i in ("4", "5", "6", "7"))
+    assert again["6"][1] == 1
 
 
 def test_a_report_follows_a_change_back_to_a_cached_setting(ui):
@@ -215,13 +218,14 @@ def test_the_blueprint_is_found_dropped_in_and_queues_an_edit(site):
         "strength",
     ]  # 1.32 writes the inner node's id in front
     (apply,) = workflows.find(graph, "PURE_ApplyProjection")
-    assert ":" in apply and graph["12"]["inputs"]["model"] == [apply, 0] and graph[apply]["inputs"]["model"] == ["1", 0]
+    assert ":" in apply
+    assert graph["12"]["inputs"]["model"] == [apply, 0]
+    assert graph[apply]["inputs"]["model"] == ["1", 0]
     (lists,) = (graph[i]["inputs"] for i in workflows.find(graph, "PURE_ConceptPrompts"))
     assert (lists["forget"], lists["keep"]) == ("miplo", "zorbo")
     captures = [graph[i]["inputs"] for i in workflows.find(graph, "PURE_CaptureActivations")]
-    assert len(captures) == 2 and all(
-        (c["model"], c["clip"], c["width"], c["height"]) == (["1", 0], ["1", 1], 64, 64) for c in captures
-    )
+    assert len(captures) == 2
+    assert all((c["model"], c["clip"], c["width"], c["height"]) == (["1", 0], ["1", 1], 64, 64) for c in captures)
 
 
 def test_the_blueprint_runs(server, ui):
@@ -232,12 +236,14 @@ def test_the_blueprint_runs(server, ui):
     ui.shot("blueprint")
     outputs = ui.page.evaluate("app.nodeOutputs")
     report = next(outputs[i]["text"][0] for i in workflows.find(graph, "PreviewAny"))
-    assert "Projected values of 7 of 7" in report and "Erases miplo; keeps zorbo" in report
+    assert "Projected values of 7 of 7" in report
+    assert "Erases miplo; keeps zorbo" in report
     edited = pictures(server, outputs)
     unedited = pictures(
         server, server.run({**graph, "12": {**graph["12"], "inputs": {**graph["12"]["inputs"], "model": ["1", 0]}}})
     )
-    assert len(edited) == 1 and np.abs(edited[0] - unedited[0]).mean() > 2
+    assert len(edited) == 1
+    assert np.abs(edited[0] - unedited[0]).mean() > 2
 
 
 def test_the_files_for_languages_are_served(server):

@@ -1,12 +1,13 @@
-"""Everything that docs/evidence.md says in numbers: PURE by the pack's nodes against its closed-form peers, attacks and
-ablations.
+"""Everything that docs/evidence.md and its tables say in numbers.
+
+PURE by the pack's nodes against its closed-form peers; attacks and ablations.
 
     python -m benchmarks.efficacy [--only main styles attacks ablations joint leakage] [--write]       (in tools/)
 
 Edits by PURE are made by the nodes in a real ComfyUI, in this process. Pictures are drawn by the narrow U-Net from the
 leading block of the edited weights (a test shows that it draws what the host draws), by one process per core. Settings
 are tried on the `choose` prompts and seeds and reported on `test`, which share none. --write puts the tables into
-docs/evidence.md. Sections that were not asked for keep their tables.
+docs/. Sections that were not asked for keep their tables.
 """
 
 from __future__ import annotations
@@ -18,16 +19,32 @@ import os
 import sys
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
-from pathlib import Path
 
 import torch
+from scipy.stats import spearmanr
 
 from . import attacks, judging, tables
 from .methods import PAPER, PAPER_TRIED, PEERS, PURE_STYLES_TRIED, PURE_TRIED, Pure
 from mini_sd import studio
 from mini_sd.world import ARTISTS, CHARACTERS
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "evidence.md"
+SHORT = {  # groups of pictures in the readers' tables -> their headings
+    "characters": {
+        "named": "named",
+        "name_free": "described",
+        "others": "others",
+        "shapes": "shapes",
+        "background": "background",
+    },
+    "styles": {
+        "named": "named",
+        "name_free": "described",
+        "others": "other styles",
+        "characters": "characters",
+        "shapes": "shapes",
+        "background": "background",
+    },
+}
 FULL = {
     "each": 200,
     "others": 10,
@@ -188,7 +205,9 @@ def main_tables(
         [t, *(s.get(g, "-") for g in groups), judging.worst_other(s), judging.harmonic(s)]
         for t, s in zip(targets, scored["PURE, nodes' defaults"], strict=True)
     ]
+    what = "characters" if targets[0] in CHARACTERS else "styles"
     return scored, {
+        "short": tables.short(scored, SHORT[what]),
         "summary": tables.markdown(tables.heading("", groups, "worst other: mean, lowest", "harmonic mean"), summary),
         "each": tables.markdown(tables.heading("erased", groups, "worst other", "harmonic mean"), own),
         "paired": tables.markdown(tables.heading("", kept), paired),
@@ -398,7 +417,7 @@ def leakage(pool: Pool, pure: Pure) -> str:
     table = tables.markdown(["edit", "leakage", "seen by the judge", "moved", "others seen"], out)
     return (
         f"{table}\n\nRank correlation of leakage and what the judge sees, over {len(pairs)} edits: "
-        f"{tables.spearman(*map(list, zip(*pairs, strict=True))):.2f}."
+        f"{spearmanr(*zip(*pairs, strict=True)).statistic:.2f}."
     )
 
 
@@ -416,7 +435,7 @@ def main() -> int:
     def keep(name: str, table: str) -> None:
         print(f"\n## {name} ({time.monotonic() - started:.0f} s)\n\n{table}", flush=True)
         if options.write:
-            tables.fill(DOCUMENT, {name: table})
+            tables.fill({name: table})
 
     characters, styles = list(CHARACTERS), list(ARTISTS)
     if {"main", "attacks"} & set(options.only):
@@ -435,10 +454,10 @@ def main() -> int:
                 keep(f"characters: {name}", table)
             if options.write:
                 plots.tradeoff(
-                    {k: v for k, v in scored.items() if k != "unedited"}, DOCUMENT.with_name("evidence_tradeoff.png")
+                    {k: v for k, v in scored.items() if k != "unedited"}, tables.DOCUMENTS / "evidence_tradeoff.png"
                 )
                 with torch.inference_mode():
-                    plots.sheet({t: pure.edit(t)[0] for t in characters}, DOCUMENT.with_name("evidence_pictures.png"))
+                    plots.sheet({t: pure.edit(t)[0] for t in characters}, tables.DOCUMENTS / "evidence_pictures.png")
             keep("cost", cost(pure, best))
         if "attacks" in options.only:
             keep("concept inversion", white_box(pool, pure, best))
@@ -451,7 +470,7 @@ def main() -> int:
         if name in options.only:
             keep(name, section(pool, pure))
     if set(options.only) == set(SECTIONS):
-        keep("time", f"All of it took {(time.monotonic() - started) / 60:.0f} minutes on {pool.lanes} cores.")
+        keep("efficacy: time", f"All of it took {(time.monotonic() - started) / 60:.0f} minutes on {pool.lanes} cores.")
     return 0
 
 

@@ -1,5 +1,5 @@
 """Every family of U-Net at the widths of the real models, random weights in float16, one recorded step: the table of
-docs/compatibility.md.
+docs/tables/families.md.
 
     python -m benchmarks.families [--only NAME ...] [--write]        (in tools/)
 
@@ -21,7 +21,6 @@ from pathlib import Path
 
 from . import child
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "compatibility.md"
 FAMILIES = (
     "sd15",
     "sd1 inpainting",
@@ -214,7 +213,7 @@ def main() -> int:
         rows.append(child.result_of("benchmarks.families", "--row", family))
         print(tables.markdown(HEADER, rows[-1:]).splitlines()[-1], flush=True)
     if options.write:
-        tables.fill(DOCUMENT, {"families": tables.markdown(HEADER, rows)})
+        tables.fill({"families": tables.markdown(HEADER, rows)})
     return 0
 
 

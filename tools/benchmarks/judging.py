@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from scipy.stats import binomtest
 
 from mini_sd import studio
 from mini_sd.world import CHARACTERS, STYLES
@@ -30,9 +31,8 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float]:
-        z, p = 1.959964, self.value
-        middle, half = p + z * z / (2 * self.n), z * (p * (1 - p) / self.n + z * z / (4 * self.n**2)) ** 0.5
-        return (middle - half) / (1 + z * z / self.n), (middle + half) / (1 + z * z / self.n)
+        low, high = binomtest(self.hits, self.n).proportion_ci(method="wilson")
+        return float(low), float(high)
 
     def __add__(self, other: Share) -> Share:
         return Share(self.hits + other.hits, self.n + other.n)

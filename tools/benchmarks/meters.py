@@ -6,11 +6,12 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable
-from math import comb
+from math import isnan
 from pathlib import Path
 from statistics import median
 
 import torch
+from scipy.stats import quantile_test
 from torch.utils.flop_counter import FlopCounterMode
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -39,15 +40,17 @@ def interleaved(
     return times[0][1:], times[1][1:]
 
 
-def ratio(times: tuple[list[float], list[float]]) -> tuple[float, float, float]:
-    """Median of b / a, pair by pair, with its 95 % interval by order statistics (of five pairs or fewer.
+def best(functions: list[Callable[[], object]], turns: int = 4) -> list[float]:
+    """The shortest time of each, turn by turn: what slows the machine for a while slows all of them."""
+    return list(map(min, zip(*([timed(function)[1] for function in functions] for _ in range(turns)), strict=True)))
 
-    The lowest and the highest).
-    """
+
+def ratio(times: tuple[list[float], list[float]]) -> tuple[float, float, float]:
+    """Median of b / a, pair by pair, with its 95 % interval by order statistics; of five pairs or fewer, too few for
+    one, the lowest and the highest."""
     ratios = sorted(y / x for x, y in zip(*times, strict=True))
-    n = len(ratios)
-    outside = max((k for k in range(n // 2) if 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n <= 0.05), default=0)
-    return median(ratios), ratios[outside], ratios[n - 1 - outside]
+    low, high = quantile_test(ratios, q=median(ratios)).confidence_interval(0.95)
+    return median(ratios), ratios[0] if isnan(low) else float(low), ratios[-1] if isnan(high) else float(high)
 
 
 def resident(field: str = "VmRSS", status: Path = STATUS) -> float:
@@ -118,13 +121,3 @@ def copy_rate(size: int = 2**28, repeats: int = 5) -> float:
     """Bytes a second that are read (and as many written) when memory is copied: the best of some."""
     a, b = torch.zeros(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
     return max(size / timed(b.copy_, a)[1] for _ in range(repeats))
-
-
-def line(x: list[float], y: list[float]) -> tuple[float, float, float, float]:
-    """Least squares y = a + b x: a, b, the standard error of b, and R^2."""
-    n, mx, my = len(x), sum(x) / len(x), sum(y) / len(y)
-    sxx = sum((v - mx) ** 2 for v in x)
-    b = sum((v - mx) * (w - my) for v, w in zip(x, y, strict=True)) / sxx
-    a = my - b * mx
-    rest, total = sum((w - a - b * v) ** 2 for v, w in zip(x, y, strict=True)), sum((w - my) ** 2 for w in y)
-    return a, b, (rest / max(n - 2, 1) / sxx) ** 0.5, 1 - rest / total if total else 1.0

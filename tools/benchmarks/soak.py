@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import mean, median
 
+from scipy.stats import linregress
+
 from . import meters
 
 QUEUES, WARM = 200, 20
@@ -77,6 +79,6 @@ def row(what: str, values: list[float], form: str, scale: float, unit: str) -> l
     """A table's row: medians of the first and the last tenth after warming up, the highest, and the slope of block
     means."""
     starts, tenth = range(WARM, QUEUES, BLOCK), QUEUES // 10
-    _, slope, error, _ = meters.line(list(starts), [mean(values[i : i + BLOCK]) for i in starts])
+    line = linregress(list(starts), [mean(values[i : i + BLOCK]) for i in starts])
     shown = [median(values[WARM : WARM + tenth]), median(values[-tenth:]), max(values[WARM:])]
-    return [what, *map(form.format, shown), f"{scale * slope:.2f} +- {scale * error:.2f} {unit} a queue"]
+    return [what, *map(form.format, shown), f"{scale * line.slope:.2f} +- {scale * line.stderr:.2f} {unit} a queue"]

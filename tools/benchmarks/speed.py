@@ -1,11 +1,11 @@
-"""What the pack costs, beside the host's own work in the same run: the tables of docs/performance.md.
+"""What the pack costs, beside the host's own work in the same run: the tables of docs/tables/performance.md.
 
-    python -m benchmarks.speed [--only sampling algebra growth files profile soak] [--write]       (in tools/)
+    python -m benchmarks.speed [--only SECTION ...] [--write]       (in tools/)
 
 The miniature model as it is, and random weights in SD 1.5's and SDXL's structure at full width on small latents. Each
 section in a process of its own. Times are compared pair by pair, turn by turn; a floor stands beside each: counted
 operations at the rate that a matrix product of this machine reaches, or bytes at the rate of a copy. --write also
-leaves docs/performance.json.
+leaves docs/tables/performance.json.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+from scipy.stats import linregress
+
 from . import child, meters, tables
+from .eigensolvers import eigensolvers
 from .soak import soak
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+RECORD = tables.DOCUMENTS / "tables" / "performance.json"
 PAIRS = 5
 COUNTED = (32, 96, 192)  # prompts of which memory is compared; a capture encodes 32 at a time
 # kind: latent size in pixels, prompts, recorded steps, dtype, pairs
@@ -286,6 +289,7 @@ def algebra(kind: str) -> list[list]:
     return out
 
 
+EIGENSOLVERS_HEADER = ["size, spectrum", "kept", "whole (eigh) ms", "ours ms", "torch.lobpcg ms", "scipy eigsh ms"]
 ALGEBRA_HEADER = [
     "",
     "basis s",
@@ -366,13 +370,6 @@ FILES_HEADER = [
 ]
 
 
-def best(functions: list, turns: int = 4) -> list[float]:
-    """The shortest time of each, turn by turn: what slows the machine for a while slows all of them."""
-    return list(
-        map(min, zip(*([meters.timed(function)[1] for function in functions] for _ in range(turns)), strict=True))
-    )
-
-
 def growth(_: str) -> dict:
     """Capture time against prompts, steps and latents, memory against prompts.
 
@@ -408,15 +405,15 @@ def growth(_: str) -> dict:
     with torch.inference_mode():
         capture(4)
         for name, (values, make) in fitted.items():
-            times = best([partial(make, v) for v in values])
-            a, b, error, r2 = meters.line(values, times)
+            times = meters.best([partial(make, v) for v in values])
+            line = linregress(values, times)
             fits.append(
                 [
                     name,
                     ", ".join(map(str, values)),
                     ", ".join(f"{t:.2f}" for t in times),
-                    f"{a:.3f} + {b:.4f} n (+- {error:.4f})",
-                    f"{r2:.4f}",
+                    f"{line.intercept:.3f} + {line.slope:.4f} n (+- {line.stderr:.4f})",
+                    f"{line.rvalue**2:.4f}",
                 ]
             )
         first = attention_sites(model)[0]
@@ -440,17 +437,17 @@ def growth(_: str) -> dict:
                     ],
                 }
                 for what, function in work.items():
-                    times[what].extend(best([function], 3))
+                    times[what].extend(meters.best([function], 3))
             grown = [count if label == "layers" else width for width, count in shapes]
             for what, part in times.items():
-                _, exponent, error, _ = meters.line([math.log(v) for v in grown], [math.log(t) for t in part])
+                line = linregress([math.log(v) for v in grown], [math.log(t) for t in part])
                 made.append(
                     [
                         what,
                         label,
                         ", ".join(map(str, grown)),
                         ", ".join(f"{t:.4f}" for t in part),
-                        f"{exponent:.2f} +- {error:.2f}",
+                        f"{line.slope:.2f} +- {line.stderr:.2f}",
                     ]
                 )
 
@@ -502,6 +499,7 @@ SECTIONS = {
     "growth": (growth, ("",)),
     "files": (files, ("",)),
     "profile": (profile, ("",)),
+    "eigensolvers": (eigensolvers, ("",)),
     "soak": (soak, ("",)),
 }
 
@@ -516,6 +514,8 @@ def written(section: str, results: list) -> dict[str, str]:
         return {"files": tables.markdown(FILES_HEADER, results[0]["rows"])}
     if section == "profile":
         return {"profile": tables.markdown(["operation", "calls", "seconds", "share"], results[0])}
+    if section == "eigensolvers":
+        return {"eigensolvers": tables.markdown(EIGENSOLVERS_HEADER, results[0])}
     if section == "soak":
         return {
             "soak": tables.markdown(
@@ -541,26 +541,19 @@ def main() -> int:
     if options.part:
         child.give(SECTIONS[options.part[0]][0](options.part[1]))
         return 0
-    started, record = time.monotonic(), DOCUMENT.with_suffix(".json")
+    started = time.monotonic()
     for section in options.only:
         results = [child.result_of("benchmarks.speed", "--part", section, kind) for kind in SECTIONS[section][1]]
         for name, table in written(section, results).items():
             print(f"\n## {name} ({time.monotonic() - started:.0f} s)\n\n{table}", flush=True)
             if options.write:
-                tables.fill(DOCUMENT, {name: table})
+                tables.fill({name: table})
         if options.write:
-            kept = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-            record.write_text(json.dumps({**kept, section: results}, indent=1), encoding="utf-8")
+            kept = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+            RECORD.write_text(json.dumps({**kept, section: results}, indent=1), encoding="utf-8")
     if options.write and options.only == list(SECTIONS):
-        tables.fill(
-            DOCUMENT,
-            {
-                "time": (
-                    f"All of it took {(time.monotonic() - started) / 60:.0f} minutes on "
-                    f"{len(os.sched_getaffinity(0))} cores."
-                )
-            },
-        )
+        minutes, cores = (time.monotonic() - started) / 60, len(os.sched_getaffinity(0))
+        tables.fill({"speed: time": f"All of it took {minutes:.0f} minutes on {cores} cores."})
     return 0
 
 

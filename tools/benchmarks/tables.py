@@ -8,6 +8,7 @@ from pathlib import Path
 from .judging import Share, harmonic, mean, worst_other
 
 Shares = dict[str, Share]
+DOCUMENTS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def markdown(header: list[str], rows: list[list]) -> str:
@@ -52,27 +53,34 @@ def counted(first: str, results: list[Shares], groups: list[str], *rest: str) ->
     return [first, *(f"{g.replace('_', '-')} (n {pooled(results, g).n})" for g in groups), *rest]
 
 
-def fill(document: Path, tables: dict[str, str]) -> None:
-    """Puts each table between its `<!-- name -->` and `<!-- end -->` in a document.
+def short(scored: dict[str, list[Shares]], groups: dict[str, str]) -> str:
+    """The table for readers: the unedited model, PURE's first row, and of each eraser its best setting; in per cent.
 
-    KeyError where the document has no such place.
+    groups: a group of pictures -> its heading.
     """
-    text = document.read_text(encoding="utf-8")
+    first = "PURE, nodes' defaults"
+    best = {label.split(",")[0]: label for label in scored if label not in ("unedited", first)}  # the last is the best
+    rows = [
+        [
+            label.split(" (")[0],
+            *(f"{100 * pooled(results, g).value:.0f} %" for g in groups),
+            f"{mean([harmonic(r) for r in results]):.2f}" if label != "unedited" else "-",
+        ]
+        for label, results in scored.items()
+        if label in ("unedited", first, *best.values())
+    ]
+    return markdown(["", *groups.values(), "harmonic mean"], rows)
+
+
+def fill(tables: dict[str, str], folder: Path = DOCUMENTS) -> None:
+    """Puts each table between its `<!-- name -->` and `<!-- end -->`, in whichever document of the folder has them.
+
+    KeyError where not exactly one document has such a place.
+    """
     for name, table in tables.items():
         place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not place.search(text):
-            raise KeyError(f"{document.name} has no place <!-- {name} --> for this table.")
-        text = place.sub(lambda m, table=table: f"{m[1]}\n{table}\n\n{m[2]}", text)
-    document.write_text(text, encoding="utf-8")
-
-
-def spearman(x: list[float], y: list[float]) -> float:
-    """Rank correlation; ties get their mean rank."""
-
-    def ranks(values):
-        return [mean([i for i, v in enumerate(sorted(values)) if v == value]) for value in values]
-
-    a, b = ranks(x), ranks(y)
-    ma, mb = mean(a), mean(b)
-    cov = sum((p - ma) * (q - mb) for p, q in zip(a, b, strict=True))
-    return cov / (sum((p - ma) ** 2 for p in a) * sum((q - mb) ** 2 for q in b)) ** 0.5
+        found = [p for p in sorted(folder.rglob("*.md")) if place.search(p.read_text(encoding="utf-8"))]
+        if len(found) != 1:
+            raise KeyError(f"{len(found)} documents have a place <!-- {name} --> for this table; it has to be one.")
+        text = place.sub(lambda m, table=table: f"{m[1]}\n{table}\n\n{m[2]}", found[0].read_text(encoding="utf-8"))
+        found[0].write_text(text, encoding="utf-8")

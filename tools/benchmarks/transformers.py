@@ -23,7 +23,7 @@ import torch
 
 from benchmarks import judging, tables
 from benchmarks.erasers import Eraser, character_plan
-from get_comfyui import HOME, PROJECT
+from get_comfyui import HOME
 from mini_sd import dit_layout
 from mini_sd.world import CHARACTERS
 
@@ -31,7 +31,6 @@ BASE = HOME / "transformers"  # not among the models of the host that other test
 STEPS, CFG = 12, 4.0
 NAMES = {"sd3": "joint attention (SD 3 layout)", "wan": "cross-attention (Wan t2v layout)"}
 GROUPS = ["named", "name_free", "others", "styles", "shapes"]
-DOCUMENT = PROJECT / "docs" / "evidence.md"
 
 
 @dataclass
@@ -112,7 +111,7 @@ def main() -> int:
     table = tables.markdown(tables.heading("model", GROUPS), rows)
     print(table)
     if options.write:
-        tables.fill(DOCUMENT, {"transformers": table})
+        tables.fill({"transformers": table})
     return 0
 
 

@@ -81,7 +81,7 @@ def install(base: str | Path, *files: tuple[str, str]) -> list[Path]:
         target = Path(base) / "models" / folder / name
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_suffix(".part")
+            part = target.with_suffix(f".{os.getpid()}.part")  # others may make it too
             state = STATES[folder, name]()
             save_file({k: v.contiguous() for k, v in state.items()}, part, metadata={"format": "pt"})
             os.replace(part, target)

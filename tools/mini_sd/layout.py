@@ -134,7 +134,7 @@ def build_checkpoint(target: Path) -> Path:
     """Writes the checkpoint unless it is there; whole or not at all."""
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(".part")
+        part = target.with_suffix(f".{os.getpid()}.part")  # others may make it too
         save_file(full_state(), part, metadata={"format": "pt"})
         os.replace(part, target)
     return target
