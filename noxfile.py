@@ -61,7 +61,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(venv_backend="venv", reuse_venv=True)
 def core(session: nox.Session) -> None:
     """The tests of the mathematics alone; needs no ComfyUI."""
-    install(session, "pytest", "hypothesis", "psutil", "torch", "numpy", "safetensors", "pillow")
+    install(session, "pytest", "hypothesis", "psutil", "torch", "numpy", "scipy", "safetensors", "pillow")
     session.run("pytest", "tests/core", *session.posargs, env=PASSIVE)
 
 

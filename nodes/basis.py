@@ -5,10 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..pure_core.basis import CENTERINGS, RULE_NAMES, STRUCTURES, TENSORS, Settings
+from ..pure_core.basis_file import load_basis, save_basis
 from ..pure_core.build import build_basis, describe_basis, find_faults
 from ..pure_core.charts import basis_chart
-from ..pure_core.errors import PureError
-from ..pure_core.files import load_basis, save_basis
 from ..pure_core.neighbours import closest_kept
 from . import sockets
 from .host import paths, reporting
@@ -200,7 +199,7 @@ class LoadBasis(io.ComfyNode):
             **sockets.found_as("load erasure"),
             description="Loads a saved basis and checks all of it.",
             inputs=[
-                io.Combo.Input("name", options=paths.saved_bases(), tooltip="A file of models/pure or output/pure.")
+                io.Combo.Input("name", options=paths.saved_files(), tooltip="A file of models/pure or output/pure.")
             ],
             outputs=[
                 sockets.Basis.Output(display_name="basis", tooltip="For PURE Apply Projection."),
@@ -211,15 +210,11 @@ class LoadBasis(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name):
-        try:
-            stat = paths.basis_path(name).stat()
-        except (OSError, PureError) as error:  # execute says it in words
-            return str(error)
-        return f"{stat.st_mtime_ns} {stat.st_size}"
+        return paths.state_of(name)
 
     @classmethod
     def execute(cls, name) -> io.NodeOutput:
-        basis = load_basis(paths.basis_path(name), reporting.check_cancelled)
+        basis = load_basis(paths.saved_path(name), reporting.check_cancelled)
         warnings = find_faults(basis)
         text = describe_basis(basis, warnings)
         return io.NodeOutput(basis, text, ui=reporting.report(text, warnings))

@@ -1,10 +1,9 @@
-"""PURE_CaptureActivations and PURE_MergeActivations."""
+"""PURE_CaptureActivations."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..pure_core.activations import merge_activations
 from ..pure_core.build import shortened
 from . import sockets
 from .host import recording, reporting, sampling
@@ -163,29 +162,3 @@ class CaptureActivations(io.ComfyNode):
             f"{cost}.\nConcepts: {', '.join(prompts.concepts)}"
         )
         return io.NodeOutput(activations, report, ui=reporting.report(report))
-
-
-class MergeActivations(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="PURE_MergeActivations",
-            display_name="PURE Merge Activations",
-            category=sockets.CATEGORY,
-            **sockets.found_as("join activations", "several concepts"),
-            description="Joins two captures of the same role, as if all their prompts had been captured at once.",
-            inputs=[
-                sockets.wire(sockets.Activations, "activations_a", "A capture."),
-                sockets.wire(
-                    sockets.Activations,
-                    "activations_b",
-                    "Another one: same MODEL, role, steps, latents, seed, sampler, cfg and size.",
-                ),
-            ],
-            outputs=[sockets.Activations.Output(display_name="activations", tooltip="Both together.")],
-        )
-
-    @classmethod
-    def execute(cls, activations_a=None, activations_b=None) -> io.NodeOutput:
-        sockets.connected(cls, activations_a=activations_a, activations_b=activations_b)
-        return io.NodeOutput(merge_activations(activations_a, activations_b))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .activations import LoadActivations, MergeActivations, SaveActivations
 from .apply import ApplyProjection
 from .basis import BuildBasis, LoadBasis, SaveBasis
-from .capture import CaptureActivations, MergeActivations
+from .capture import CaptureActivations
 from .compare import CompareImages
 from .erase import EraseConcept, ShowErasure
 from .export import SaveCheckpoint, SaveLoRA
@@ -27,6 +28,8 @@ class PureExtension(ComfyExtension):
             ConceptPrompts,
             CaptureActivations,
             MergeActivations,
+            SaveActivations,
+            LoadActivations,
             BuildBasis,
             SaveBasis,
             LoadBasis,

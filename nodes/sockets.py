@@ -19,6 +19,10 @@ RECIPE = (
     "Off, or with ComfyUI's --disable-metadata, no prompts and settings are written; the file's name always is, "
     "so choose a neutral one."
 )
+WORDS = (
+    "Writes the concepts and prompts into the file. Off, or with ComfyUI's --disable-metadata, they are left out, and "
+    "a basis that is built from the file does not know its concepts' names."
+)
 
 
 def advanced(widget: io.Input) -> io.Input:

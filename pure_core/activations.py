@@ -95,6 +95,12 @@ class Activations:
         """Rows per site."""
         return next(iter(self.moments.values())).count
 
+    @property
+    def nbytes(self) -> int:
+        """What its numbers take, in memory and in a file."""
+        moments = sum(m.factor.nbytes + m.ones.nbytes for m in self.moments.values())
+        return moments + sum(total.nbytes for total in self.sums.values())
+
 
 def site_difference(a: Mapping[str, SiteShape], b: Mapping[str, SiteShape], name_a: str, name_b: str) -> str | None:
     """One phrase that says how two sets of sites differ; None where they are equal."""
@@ -138,16 +144,18 @@ def check_same_model(a: Activations, b: Activations, name_a: str, name_b: str) -
         )
 
 
-def merge_activations(a: Activations, b: Activations) -> Activations:
+def merge_activations(
+    a: Activations, b: Activations, name_a: str = "activations_a", name_b: str = "activations_b"
+) -> Activations:
     """Both captures as one, as if all their prompts had been captured at once; PureError where they do not fit."""
-    check_same_model(a, b, "activations_a", "activations_b")
+    check_same_model(a, b, name_a, name_b)
     for name in setting_differences(a.settings, b.settings):
         raise PureError(
             f"These captures differ in {name} ({getattr(a.settings, name)} and {getattr(b.settings, name)}): capture "
             "both with the same settings."
         )
     if a.role != b.role:
-        raise PureError(f"activations_a is to {a.role} and activations_b to {b.role}: merge captures of one kind only.")
+        raise PureError(f"{name_a} is to {a.role} and {name_b} to {b.role}: merge captures of one kind only.")
     concepts = tuple(dict.fromkeys((*a.anchors.concepts, *b.anchors.concepts)))
     rows = [0] * len(concepts)
     sums = {n: torch.zeros(len(concepts), m.width, dtype=torch.float64) for n, m in a.moments.items()}

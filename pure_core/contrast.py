@@ -60,24 +60,31 @@ def contrast_directions(
         weight B (A + weight B)^-1 = I - B X diag(removed_share) X^T,
 
     exactly so with all directions; as many are kept as contrast_rank says. With B = L L^T they are X = L^-T Z, for Z
-    the left-singular vectors of L^-1 F^T, where F^T F = A. Without a retain set B is the ridge alone, of the forget
-    rows' mean variance.
+    the left-singular vectors of L^-1 F^T, where F^T F = A (whitened). Without a retain set B is the ridge alone, of
+    the forget rows' mean variance.
     """
-    root = forget.factor / max(forget.count, 1) ** 0.5
-    spared = retain if retain is not None and retain.energy > 0 else None
-    if spared is None and forget.energy == 0:
-        return root.new_zeros(0), root.new_zeros(forget.width, 0), root.new_zeros(forget.width, 0)
-    b = spared.second_moment() if spared else root.new_zeros(forget.width, forget.width)
-    energy = b.diagonal().clone() if spared else root.square().sum(0)
-    b.diagonal().add_(ridge * energy.sum() / (energy > 0).sum())
-    lower = torch.linalg.cholesky(b)
+    if forget.energy == 0 and (retain is None or retain.energy == 0):
+        empty = torch.zeros(forget.width, 0, dtype=torch.float64)
+        return empty[0], empty, empty
+    lower, white = whitened(forget, retain, ridge)
 
     def cut(ratios: Tensor, total: float) -> int:
         return contrast_rank(ratios, weight, max_rank)
 
-    s, z = left_directions(torch.linalg.solve_triangular(lower, root.T, upper=False), cut)
+    s, z = left_directions(white, cut)
     ratios = s.square().clamp(max=LARGEST_RATIO)
     return ratios, torch.linalg.solve_triangular(lower.T, z, upper=True), lower @ z
+
+
+def whitened(forget: Moments, retain: Moments | None, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
+    """L (d, d) with B = L L^T, and L^-1 F^T (d, k): the forget rows where B is the identity."""
+    root = forget.factor / max(forget.count, 1) ** 0.5
+    spared = retain if retain is not None and retain.energy > 0 else None
+    b = spared.second_moment() if spared else root.new_zeros(forget.width, forget.width)
+    energy = b.diagonal().clone() if spared else root.square().sum(0)
+    b.diagonal().add_(ridge * energy.sum() / (energy > 0).sum())
+    lower = torch.linalg.cholesky(b)
+    return lower, torch.linalg.solve_triangular(lower, root.T, upper=False)
 
 
 def bar(edit: Edit) -> float:

@@ -16,7 +16,7 @@ from ...pure_core.errors import PureError
 from ...pure_core.whole_file import abandoned, next_name
 
 log = logging.getLogger("pure-concept-unlearning")
-FOLDER = "pure"  # the model folder of saved bases
+FOLDER = "pure"  # the model folder of saved bases and captures
 SUFFIX = ".safetensors"
 ROOM = 16 * 2**20  # bytes that have to stay free beside the file itself
 SERVED = re.compile(r"[A-Za-z0-9._-]+")  # names of folders that the host serves files of
@@ -44,21 +44,35 @@ def warn_of_folder_name() -> None:
         )
 
 
-def saved_bases() -> list[str]:
-    """Names of the files in the folder type `pure`."""
-    names: list[str] = folder_paths.get_filename_list(FOLDER)
+def saved_files() -> list[str]:
+    """Names of the files in the folder type `pure`: bases and captures."""
+    names: list[str]
+    try:
+        names = folder_paths.get_filename_list(FOLDER)
+    except FileNotFoundError:  # the host remembers a folder that was deleted since
+        del folder_paths.filename_list_cache[FOLDER]
+        names = folder_paths.get_filename_list(FOLDER)
     return names
 
 
-def basis_path(name: str) -> Path:
+def saved_path(name: str) -> Path:
     """The file of a listed name; raises PureError on any other, and where the name leads nowhere."""
-    path = folder_paths.get_full_path(FOLDER, name) if name in saved_bases() else None
+    path = folder_paths.get_full_path(FOLDER, name) if name in saved_files() else None
     if path is None:
         raise PureError(
-            f"There is no basis {name!r} in models/{FOLDER} or output/{FOLDER}. Choose one from the list (refresh it "
+            f"There is no file {name!r} in models/{FOLDER} or output/{FOLDER}. Choose one from the list (refresh it "
             "after copying a file there)."
         )
     return Path(path)
+
+
+def state_of(name: str) -> str:
+    """What tells a listed file from itself after a change; what is wrong with it, which loading says in words."""
+    try:
+        stat = saved_path(name).stat()
+    except (OSError, PureError) as error:
+        return str(error)
+    return f"{stat.st_mtime_ns} {stat.st_size}"
 
 
 def new_path(prefix: str) -> Path:

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from pure_pack.pure_core.eigenpairs import BLOCK, DENSE_SIZE, is_all_above, krylov_pairs, left_directions
+from pure_pack.pure_core.eigenpairs import DENSE_SIZE, is_all_above, leading_pairs, left_directions
 from torch.testing import assert_close
 
 from spaces import orthonormal
@@ -41,7 +41,7 @@ def test_left_directions_are_those_of_the_decomposition_whatever_is_asked_for(sh
 @pytest.mark.parametrize("power", [1.5, 2.0, 4.0])
 def test_leading_pairs_are_those_of_a_whole_decomposition(power):
     g, q = gram(falling(600, power))
-    values, vectors = krylov_pairs(g, at_least(0.03))
+    values, vectors = leading_pairs(g, at_least(0.03))
     k = vectors.shape[1]
     # one behind the cut, which proves it
     assert k == int((falling(600, power) >= 0.03).sum()) + 1
@@ -57,17 +57,17 @@ def test_a_cut_by_the_share_of_the_sum_needs_no_other_values():
     def by_share(values, total):
         return min(int((values.cumsum(0) / total < 0.95).sum()) + 1, len(values))
 
-    _, vectors = krylov_pairs(gram(exact)[0], by_share)
+    _, vectors = leading_pairs(gram(exact)[0], by_share)
     assert vectors.shape[1] - 1 == int((exact.cumsum(0) / exact.sum() < 0.95).sum()) + 1
 
 
-def test_directions_that_the_krylov_space_cannot_hold_are_missed_by_nobody():
-    """More equal eigenvalues than the space has starts: the space alone would find BLOCK of them, and stop."""
-    count = BLOCK + 10
+def test_equal_eigenvalues_are_missed_by_nobody():
+    """A Krylov space from one start holds one direction of them; the proof tells where some were missed."""
+    found, count = 16, 26
     values = torch.cat([torch.ones(count, dtype=torch.float64), 1e-3 * falling(400 - count)])
     g, q = gram(values)
     assert not is_all_above(
-        g, torch.cat([values[:BLOCK], values[count : count + 1]]), torch.cat([q[:, :BLOCK], q[:, count : count + 1]], 1)
+        g, torch.cat([values[:found], values[count : count + 1]]), torch.cat([q[:, :found], q[:, count : count + 1]], 1)
     )
     assert is_all_above(g, values[: count + 1], q[:, : count + 1])
     _, z = left_directions((q * values.sqrt()) @ orthonormal(400, 400, 5), at_least(0.5))
@@ -78,7 +78,7 @@ def test_directions_that_the_krylov_space_cannot_hold_are_missed_by_nobody():
 def test_a_spectrum_that_hardly_falls_is_decomposed_whole():
     values = 1 + falling(2 * DENSE_SIZE)
     g, _ = gram(values)
-    assert krylov_pairs(g, at_least(1.0)) is None
+    assert leading_pairs(g, at_least(1.0)) is None
     found, z = left_directions(torch.linalg.cholesky(g), at_least(1.0))
     assert z.shape[1] == len(found) == 2 * DENSE_SIZE
     assert_close(found.square(), values, rtol=0, atol=1e-12)

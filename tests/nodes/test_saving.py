@@ -410,12 +410,12 @@ def test_the_recipe_is_written_only_where_allowed(mini, bases, edited, monkeypat
 def test_a_basis_comes_back_and_makes_the_same_edit(mini, bases, edited):
     path = run(SaveBasis, basis=bases[0])[0]
     name = path.rsplit("/", 1)[-1]
-    assert name in paths.saved_bases()
+    assert name in paths.saved_files()
     back, told = run(LoadBasis, name=name)
     assert difference(apply(mini[0], back), edited) == 0
     assert "Erases miplo" in told
     for bad in ("../" + name, "nothing.safetensors", path):
-        with pytest.raises(PureError, match="There is no basis"):
+        with pytest.raises(PureError, match="There is no file"):
             run(LoadBasis, name=bad)
 
 

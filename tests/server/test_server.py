@@ -308,7 +308,7 @@ def test_saved_files_are_listed_by_the_loaders_and_draw_the_edited_picture(serve
         for outputs in (again, by_lora, whole):
             assert np.abs(picture(server, outputs) - picture(server, done)).max() <= 2
         for name in ("nothing.safetensors", "../" + files["save_basis"]):
-            with pytest.raises(ServerError, match=r"There is no basis|not in list|not in \("):
+            with pytest.raises(ServerError, match=r"There is no file|not in list|not in \("):
                 server.run(graph(build=node("PURE_LoadBasis", name=name)))
         with pytest.raises(ServerError, match="carries no PURE edit"):
             server.run(

@@ -11,9 +11,10 @@ import inprocess
 inprocess.start()  # before anything of comfy is imported
 
 import torch
+from pure_pack.nodes.activations import MergeActivations
 from pure_pack.nodes.apply import ApplyProjection
 from pure_pack.nodes.basis import BuildBasis
-from pure_pack.nodes.capture import CaptureActivations, MergeActivations
+from pure_pack.nodes.capture import CaptureActivations
 from pure_pack.nodes.host import identity, recording, sampling
 from pure_pack.nodes.host.observing import observed
 from pure_pack.nodes.host.reporting import Progress

@@ -69,7 +69,6 @@ def measure(family: str) -> list:
     from pure_pack.pure_core.prompts import anchor_prompts
 
     import random_models
-    from benchmarks import meters
     from benchmarks.erasers import ApplyProjection, BuildBasis, CaptureActivations, run
 
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
@@ -133,7 +132,7 @@ def measure(family: str) -> list:
                     / (wanted - original).norm()
                 ),
             )
-        kept = meters.kept(forget) + meters.kept(retain)
+        kept = (forget.nbytes + retain.nbytes) / 2**20
         lora = lora_file.save_lora(edited, Path(folder) / "lora.safetensors", "fp32", False, lambda: None).path
         loaded = comfy.sd.load_lora_for_models(
             model, None, comfy.utils.load_torch_file(str(lora), safe_load=True), 1.0, 0.0

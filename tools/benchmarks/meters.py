@@ -81,11 +81,6 @@ def give_back_at_once() -> None:
         raise OSError("mallopt refused M_MMAP_THRESHOLD: this needs glibc.")
 
 
-def kept(activations) -> float:
-    """MB of the moments that a capture keeps."""
-    return sum(m.factor.nbytes + m.ones.nbytes for m in activations.moments.values()) / 2**20
-
-
 def surplus_bound(layers, encoding: int, prompts: float, rows: float) -> float:
     """MB that a capture may hold beyond the sampler: encodings (bytes of one).
 

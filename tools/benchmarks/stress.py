@@ -87,8 +87,8 @@ def kills(count: int) -> dict[str, int]:
     import inprocess
 
     inprocess.start()
+    from pure_pack.pure_core.basis_file import load_basis
     from pure_pack.pure_core.errors import PureError
-    from pure_pack.pure_core.files import load_basis
 
     rng, whole, broken, in_the_write = random.Random(0), 0, 0, 0
     with tempfile.TemporaryDirectory() as folder:
@@ -125,8 +125,8 @@ def files(count: int) -> dict[str, float]:
     from hostile import bombs, mutate
 
     pack.load()
+    from pure_pack.pure_core.basis_file import load_basis
     from pure_pack.pure_core.errors import PureError
-    from pure_pack.pure_core.files import load_basis
 
     fixture = (
         Path(__file__).resolve().parents[2] / "tests" / "core" / "fixtures" / "basis_version_2_contrast.safetensors"

@@ -11,9 +11,10 @@ import psutil
 import pytest
 import torch
 from pure_pack.pure_core.basis import TENSORS, Settings
+from pure_pack.pure_core.basis_file import load_basis, save_basis
 from pure_pack.pure_core.build import build_basis
+from pure_pack.pure_core.checked_file import MOST_HEADER
 from pure_pack.pure_core.errors import PureError
-from pure_pack.pure_core.files import MOST_HEADER, load_basis, save_basis
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close

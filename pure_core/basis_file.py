@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
-import stat
-import struct
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .activations import ModelIdentity, SiteShape
 from .basis import MATRICES, TENSORS, ConceptBasis, Edit, Recipe, RuleName, Structure
+from .checked_file import MOST_SITES, check_file, read_head, reading, typed
 from .errors import PureError
 from .rules import RULES
 from .whole_file import new_file
 
 FORMAT, VERSION = "pure-basis", 2
 ORTHONORMAL = 1e-5
-# A basis of SDXL with a thousand prompts has a header of .2 MB, 70 sites and names of 60 characters.
-MOST_HEADER, MOST_SITES, MOST_TEXT, MOST_ITEMS = 4 * 2**20, 2048, 4096, 20_000
 
 
 def save_basis(basis: ConceptBasis, target: Path, embed_recipe: bool = True) -> Path:
@@ -55,10 +51,11 @@ def save_basis(basis: ConceptBasis, target: Path, embed_recipe: bool = True) -> 
 def load_basis(source: Path, step: Callable[[], None] = lambda: None) -> ConceptBasis:
     """Reads a basis and checks all of it; `step` is called after each site. PureError on a file that is not one."""
     source = Path(source)
-    try:
+    with reading(source, "a PURE basis", "Save the basis again"):
         check_file(source)
         with safe_open(source, framework="pt") as file:
-            head = read_head((file.metadata() or {})["pure"], source.name)
+            head = read_head((file.metadata() or {})["pure"], source.name, FORMAT, (1, VERSION))
+            head = upgrade_head(head) if head["version"] == 1 else head
             shapes = {str(name): typed(SiteShape, shape) for name, shape in head["sites"].items()}
             if not 0 < len(shapes) <= MOST_SITES:
                 raise ValueError(f"{len(shapes)} sites")
@@ -78,35 +75,6 @@ def load_basis(source: Path, step: Callable[[], None] = lambda: None) -> Concept
                 sites[name], shapes[name] = edit, replace(shape, width=edit.u.shape[0])
                 step()
             return ConceptBasis(sites, shapes, rule, structure, model, recipe)
-    except FileNotFoundError:
-        raise PureError(f"There is no file {source.name}. Choose one from the list.") from None
-    except PureError:
-        raise
-    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, OSError, RecursionError) as error:
-        raise PureError(
-            f"{source.name} is not a PURE basis, or it is damaged ({type(error).__name__}). Save the basis again."
-        ) from None
-
-
-def check_file(source: Path) -> None:
-    """Before anything parses it: raises unless this is a regular file with a header no larger than a basis can have."""
-    if not stat.S_ISREG(source.stat().st_mode):
-        raise PureError(f"{source.name} is no file. Choose another one from the list.")
-    with open(source, "rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
-    if size > MOST_HEADER:
-        raise ValueError("header")
-
-
-def read_head(text: str, name: str) -> dict[str, Any]:
-    """The JSON head of a basis file, of the newest version; raises PureError on another format or a newer version."""
-    head = json.loads(text)
-    if head["format"] != FORMAT or head["version"] not in (1, VERSION) or isinstance(head["version"], bool):
-        raise PureError(
-            f"{short(name)} has the format {short(repr(head['format']))}, version {short(repr(head['version']))}. This "
-            f"pack reads {FORMAT} up to version {VERSION}: update the pack, or save the basis again."
-        )
-    return upgrade_head(head) if head["version"] == 1 else head
 
 
 def upgrade_head(head: dict[str, Any]) -> dict[str, Any]:
@@ -139,42 +107,6 @@ def upgrade_edit(edit: Edit, rule: str) -> Edit:
     length = edit.m.double().norm(dim=0)
     u, m = (edit.u.double() * length).float(), (edit.m.double() / length).float()
     return Edit(u, m, *(getattr(edit, f.name) for f in fields(Edit)[2:]))
-
-
-def typed(kind: Any, value: Any) -> Any:
-    """The value as this type, from JSON; raises ValueError unless it is just that.
-
-    Types: int, float, str, Literal, tuple[X, ...] and frozen dataclasses of them. Numbers are finite, text and lists
-    bounded; fields of a dataclass that have a default may be missing, and others than its own are not allowed.
-    """
-    if is_dataclass(kind):
-        if not isinstance(value, Mapping) or set(value) - {f.name for f in fields(kind)}:
-            raise ValueError("fields")
-        hints = get_type_hints(kind)
-        return kind(**{name: typed(hints[name], part) for name, part in value.items()})  # type: ignore[operator]
-    origin = get_origin(kind)
-    if origin is Literal:
-        if not any(value == offered and type(value) is type(offered) for offered in get_args(kind)):
-            raise ValueError("choice")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list) or len(value) > MOST_ITEMS:
-            raise ValueError("list")
-        return tuple(typed(get_args(kind)[0], part) for part in value)
-    if kind is str:
-        if not isinstance(value, str) or len(value) > MOST_TEXT:
-            raise ValueError("text")
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not kind or not math.isfinite(value):
-        raise ValueError("number")
-    return value
-
-
-def short(text: str, most: int = 60) -> str:
-    """The text, cut to so many characters."""
-    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def edit_fault(edit: Edit, shape: SiteShape) -> str | None:
