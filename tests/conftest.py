@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent
 IN_THE_BROWSER = ("tests/server/test_ui.py", "tests/server/test_examples.py")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
 def pytest_collection_modifyitems(items):
     """Where several processes run them: the tests of the server stay together, with one server and one base folder of
     models and files, and those of each other file, with what it shares."""

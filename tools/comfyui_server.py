@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import tempfile
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable
@@ -26,65 +28,22 @@ class ServerError(RuntimeError):
     """What the server answered, as a user would read it."""
 
 
-class Server:
-    """A running server, as a context manager: `with Server() as server: server.run(graph)`."""
+class Client:
+    """Talks to a running ComfyUI at an address, wherever it is."""
 
-    def __init__(self, base: Path | None = None, arguments: tuple[str, ...] = ()):
-        self.host, self.arguments = Host.load(), arguments
-        self.base = Path(base or self.host.base)
-        handle, log = tempfile.mkstemp(prefix="comfyui-", suffix=".log")
-        os.close(handle)
-        self.log = Path(log)
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
 
-    def __enter__(self) -> Server:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        command = [
-            self.host.python,
-            str(Path(self.host.source) / "main.py"),
-            "--cpu",
-            "--listen",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--disable-auto-launch",
-            "--base-directory",
-            str(self.base),
-            "--disable-api-nodes",
-            *self.arguments,
-        ]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.host.source, stdout=log, stderr=subprocess.STDOUT, env=self.host.environment()
-            )
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end:
-            if self.process.poll() is not None:
-                words = self.log_text()[-3000:]
-                self.log.unlink()
-                raise ServerError(f"ComfyUI stopped while starting; its last words:\n{words}")
-            try:
-                self.get("/system_stats")
-                return self
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.3)
-        words = self.log_text()[-3000:]
-        self.__exit__()
-        raise ServerError(f"ComfyUI did not answer within {START_SECONDS} seconds; its last words:\n{words}")
+    def check_alive(self) -> None:
+        """Raises ServerError where the server is known to have stopped; a server elsewhere tells by not answering."""
 
-    def __exit__(self, *_) -> None:
-        self.process.terminate()
+    def answers(self) -> bool:
+        """Whether it is there."""
         try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.log.unlink(missing_ok=True)
-
-    def log_text(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace")
+            self.get("/system_stats")
+        except OSError:
+            return False
+        return True
 
     def get(self, path: str):
         """A GET request's JSON answer."""
@@ -120,8 +79,7 @@ class Server:
             history = self.get(f"/history/{prompt_id}")
             if history.get(prompt_id, {}).get("status", {}).get("status_str"):
                 return history[prompt_id]
-            if self.process.poll() is not None:
-                raise ServerError(f"ComfyUI stopped; its last words:\n{self.log_text()[-3000:]}")
+            self.check_alive()
             time.sleep(0.2)
         raise ServerError(f"The graph did not end within {seconds:.0f} seconds.")
 
@@ -169,6 +127,96 @@ class Server:
             loop.call_soon_threadsafe(task.cancel)
             thread.join(10)
             loop.close()
+
+    def download(self, name: str, folder: str, target: Path) -> Path:
+        """A file of the server's output folder, whole or not at all."""
+        query = urllib.parse.urlencode({"filename": name, "subfolder": folder, "type": "output"})
+        part = target.with_name(f"{target.name}.part")
+        with urllib.request.urlopen(f"{self.url}/view?{query}", timeout=600) as answer, part.open("wb") as file:
+            shutil.copyfileobj(answer, file)
+        part.replace(target)
+        return target
+
+    def upload(self, source: Path, folder: str) -> None:
+        """Puts a file into a folder of the server's output folder, over one of the same name."""
+        import aiohttp
+
+        async def send() -> None:
+            with source.open("rb") as file:
+                form = aiohttp.FormData({"type": "output", "subfolder": folder, "overwrite": "true"})
+                form.add_field("image", file, filename=source.name)  # the host takes any file there
+                async with (
+                    aiohttp.ClientSession() as session,
+                    session.post(f"{self.url}/upload/image", data=form) as got,
+                ):
+                    if got.status != 200:
+                        raise ServerError(f"{self.url} did not take {source.name} ({got.status} {got.reason}).")
+
+        asyncio.run(send())
+
+
+class Server(Client):
+    """A running server, as a context manager: `with Server() as server: server.run(graph)`."""
+
+    def __init__(self, base: Path | None = None, arguments: tuple[str, ...] = ()):
+        super().__init__("")  # known once it has a port
+        self.host, self.arguments = Host.load(), arguments
+        self.base = Path(base or self.host.base)
+        handle, log = tempfile.mkstemp(prefix="comfyui-", suffix=".log")
+        os.close(handle)
+        self.log = Path(log)
+
+    def __enter__(self) -> Server:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        command = [
+            self.host.python,
+            str(Path(self.host.source) / "main.py"),
+            "--cpu",
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--disable-auto-launch",
+            "--base-directory",
+            str(self.base),
+            "--disable-api-nodes",
+            *self.arguments,
+        ]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.host.source, stdout=log, stderr=subprocess.STDOUT, env=self.host.environment()
+            )
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                words = self.log_text()[-3000:]
+                self.log.unlink()
+                raise ServerError(f"ComfyUI stopped while starting; its last words:\n{words}")
+            if self.answers():
+                return self
+            time.sleep(0.3)
+        words = self.log_text()[-3000:]
+        self.__exit__()
+        raise ServerError(f"ComfyUI did not answer within {START_SECONDS} seconds; its last words:\n{words}")
+
+    def __exit__(self, *_) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.unlink(missing_ok=True)
+
+    def log_text(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def check_alive(self) -> None:
+        if self.process.poll() is not None:
+            raise ServerError(f"ComfyUI stopped; its last words:\n{self.log_text()[-3000:]}")
 
     def file(self, image: dict) -> Path:
         """The path of a picture that a node's output names."""
