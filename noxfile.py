@@ -39,9 +39,15 @@ def ui(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests, with the floor of coverage that pyproject.toml states; arguments after -- go to pytest instead.
 
-    The web UI's tests need a Chromium. Two processes: those of the server and its web UI, and all others.
+    The web UI's tests need a Chromium. Two processes take them file by file.
     """
-    options = session.posargs or ["-n2", "--dist=loadgroup", "--cov", "--cov-report=term:skip-covered"]
+    options = session.posargs or [
+        "-n2",
+        "--dist=loadfile",
+        "--no-loadscope-reorder",
+        "--cov",
+        "--cov-report=term:skip-covered",
+    ]
     session.run(host_python(session, "--tests"), "-m", "pytest", *options, external=True, env=PASSIVE)
 
 
@@ -74,6 +80,7 @@ def efficacy(session: nox.Session) -> None:
     benchmark(session, "efficacy")
     if not session.posargs:
         benchmark(session, "transformers")
+        benchmark(session, "transfer")
 
 
 @nox.session

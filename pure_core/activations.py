@@ -53,6 +53,7 @@ class ModelIdentity:
     weights: the weights of its attention sites and the patches on them. patches: every other patched weight.
     sampling: prediction type and noise levels. attention: what other nodes put between or around the attention.
     clip: the text encoder. An empty digest is not known (a file of version 1) and equals any other.
+    sketch: random projections of every site's value weights, which tell how far two MODELs are apart; may be empty.
     """
 
     family: str
@@ -61,6 +62,7 @@ class ModelIdentity:
     sampling: str = ""
     attention: str = ""
     clip: str = ""
+    sketch: tuple[float, ...] = ()
 
 
 # What a difference in identity is called in a sentence.
@@ -124,6 +126,15 @@ def identity_differences(a: ModelIdentity, b: ModelIdentity) -> list[str]:
         for name, words in IDENTITY.items()
         if getattr(a, name) and getattr(b, name) and getattr(a, name) != getattr(b, name)
     ]
+
+
+def weights_distance(a: ModelIdentity, b: ModelIdentity) -> float | None:
+    """|W_a - W_b| / |W_a| (Frobenius) of all value weights, estimated from their random projections; None where one of
+    them has none. Of n projections it is within some n^-1/2 of the true one: 4 % of it for SD 1.5's 512."""
+    if not a.sketch or len(a.sketch) != len(b.sketch):
+        return None
+    one, other = (torch.tensor(part.sketch, dtype=torch.float64) for part in (a, b))
+    return float((one - other).norm() / one.norm().clamp(min=1e-30))
 
 
 def setting_differences(a: CaptureSettings, b: CaptureSettings) -> list[str]:

@@ -8,23 +8,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin starve shared cores
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
-import pytest
-
+import get_comfyui
 import pack
 
 pack.load()
-
-ROOT = Path(__file__).parent
+worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+if worker != "gw0":  # where several processes run the tests, each has models and files of its own
+    os.environ[get_comfyui.BASE] = str(get_comfyui.make_base(get_comfyui.HOME / f"base-{worker}"))
 IN_THE_BROWSER = ("tests/server/test_ui.py", "tests/server/test_examples.py")
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
-def pytest_collection_modifyitems(items):
-    """Where several processes run them: the tests of the server stay together, with one server and one base folder of
-    models and files, and those of each other file, with what it shares."""
-    for item in items:
-        folder, *rest = item.path.relative_to(ROOT).parts
-        item.add_marker(pytest.mark.xdist_group("server" if folder == "server" else "/".join((folder, *rest))))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -20,12 +20,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent
 PROJECT = TOOLS.parent
 HOME = PROJECT / ".comfyui"
+BASE = "PURE_BASE"  # environment variable: a base directory to use instead of the host's
 PACK = "pure-concept-unlearning"
 REQUIREMENTS = TOOLS / "comfyui-requirements.txt"
 CLI_REQUIREMENTS = TOOLS / "comfy-cli-requirements.txt"
@@ -61,6 +62,7 @@ class Host:
             host = cls(**json.loads((HOME / "host.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise SetupError("No ComfyUI is set up here: run `python tools/get_comfyui.py` first.") from None
+        host = replace(host, base=os.environ.get(BASE, host.base))
         if not Path(host.python).exists() or not Path(host.source, "main.py").exists():
             raise SetupError("The ComfyUI that was set up is gone: run `python tools/get_comfyui.py` again.")
         return host
@@ -110,13 +112,17 @@ def set_up(comfyui: Path | None = None, python: Path | None = None) -> Host:
         if not (source / "main.py").exists() or not (source / "comfy").is_dir():
             raise SetupError(f"{source} is not a ComfyUI: give the folder that holds its main.py.")
         python = Path(python).absolute() if python else find_python(source)
-    base = HOME / "base"
+    host = Host(str(source), str(python), str(make_base(HOME / "base")))
+    write_whole(HOME / "host.json", json.dumps(asdict(host), indent=1).encode())
+    return host
+
+
+def make_base(base: Path) -> Path:
+    """A base directory with this pack linked into its custom_nodes."""
     for folder in ("custom_nodes", "models/checkpoints", "models/loras", "input", "output", "temp", "user"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     link_folder(PROJECT, base / "custom_nodes" / PACK)
-    host = Host(str(source), str(python), str(base))
-    write_whole(HOME / "host.json", json.dumps(asdict(host), indent=1).encode())
-    return host
+    return base
 
 
 def get_source() -> Path:

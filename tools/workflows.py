@@ -81,6 +81,7 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     ("EmptyLatentImage", 2): 1,
     ("PURE_EraseConcept", 0): 64,  # its size and its seed, which is then 64
     ("PURE_EraseConcept", 4): 16,  # its batch_size
+    ("PURE_EraseConcept", 10): 4,  # its steps
 }
 
 

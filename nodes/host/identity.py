@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import types
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_patcher
@@ -12,9 +14,10 @@ import torch
 
 from ...pure_core.activations import ModelIdentity
 from .sites import PROJECTIONS, ROOT, AttentionSite, family_name
-from .weights import base_weight
+from .weights import base_weight, effective_weight
 
 SAMPLED = 256  # numbers of a tensor that a digest looks at
+PER_SITE = 32  # projections of a site's values by which distances of MODELs are estimated
 DEEPEST, MOST = 6, 20_000  # levels of containers, closures and objects that a digest goes into, and how many of them
 OPAQUE = (torch.nn.Module, comfy.model_patcher.ModelPatcher)  # they hold what changes as a MODEL is loaded
 SAMPLING_NUMBERS = ("sigma_data", "shift", "multiplier", "sigma_min", "sigma_max")
@@ -89,6 +92,35 @@ def weights_digest(model: Any, sites: list[AttentionSite]) -> str:
     return str(digest)
 
 
+def weights_sketch(model: Any, sites: list[AttentionSite]) -> tuple[float, ...]:
+    """PER_SITE random projections a^T W b of every site's value weight W as the MODEL samples with it, to six digits.
+
+    a and b are vectors of signs, the same for every MODEL, so that the mean square of the difference of two MODELs'
+    projections estimates |W_1 - W_2|^2 (Frobenius), and that of one's own |W|^2.
+    """
+    out: list[float] = []
+    for site in sites:
+        slab = site.weights["values"][0]
+        weight = effective_weight(model, slab.key)
+        part = weight.narrow(*slab.offset) if slab.offset else weight
+        rows = part.flatten(1)
+        a, b = (signs(size) for size in rows.shape)
+        out += [float(f"{v:.6g}") for v in ((a @ rows) * b).sum(1).tolist()]
+    return tuple(out)
+
+
+@functools.lru_cache(maxsize=64)
+def signs(size: int) -> torch.Tensor:
+    """(PER_SITE, size) float32 of 1 and -1, always the same."""
+    generator = torch.Generator().manual_seed(size)
+    return torch.randint(0, 2, (PER_SITE, size), generator=generator).float() * 2 - 1
+
+
+def weights_identity(model: Any, sites: list[AttentionSite]) -> ModelIdentity:
+    """Which attention weights a MODEL has; the rest of its identity is left open."""
+    return ModelIdentity(family_name(model), weights_digest(model, sites), sketch=weights_sketch(model, sites))
+
+
 def site_keys(sites: Iterable[AttentionSite]) -> list[str]:
     """Every parameter that an edit of any projection could touch, each once."""
     return list(dict.fromkeys(slab.key for site in sites for p in PROJECTIONS for slab in site.weights.get(p, ())))
@@ -148,11 +180,10 @@ def identify(model: Any, clip: Any, sites: list[AttentionSite]) -> ModelIdentity
     """The identity of a MODEL and its CLIP as they are now: before anything is sampled."""
     sampling = Digest()
     sampling.add(sampling_state(model.get_model_object("model_sampling")))
-    return ModelIdentity(
-        family_name(model),
-        weights_digest(model, sites),
-        patches_digest(model, sites),
-        str(sampling),
-        attention_digest(model),
-        clip_digest(clip),
+    return replace(
+        weights_identity(model, sites),
+        patches=patches_digest(model, sites),
+        sampling=str(sampling),
+        attention=attention_digest(model),
+        clip=clip_digest(clip),
     )

@@ -11,11 +11,11 @@ import comfy.model_management
 import torch
 from comfy.weight_adapter.base import WeightAdapterBase
 
-from ...pure_core.activations import identity_differences, site_difference
+from ...pure_core.activations import ModelIdentity, identity_differences, site_difference, weights_distance
 from ...pure_core.basis import ConceptBasis, check_offered
 from ...pure_core.errors import PureError
 from ...pure_core.projection import Side, check_strength, iterate, weight_delta
-from .identity import weights_digest
+from .identity import weights_identity
 from .sites import ROOT, AttentionSite, Projection, attention_sites, family_name
 
 Where = Literal["values", "keys and values", "output"]
@@ -26,6 +26,11 @@ WHERE: dict[Where, tuple[Projection, ...]] = {
     "output": ("output",),
 }
 PLACES: tuple[Place, ...] = get_args(Place)
+# Relative distance of value weights up to which a basis of one MODEL erased from its fine-tunes as well as their own
+# did, and up to which it still erased most (docs/tables/transfer.md, `nox -s efficacy`).
+NEAR, FAR = 0.1, 0.3
+LOOK = "Look at the pictures."
+AGAIN = "Look at the pictures, and capture again if the concept is still there."
 
 
 class Carried(NamedTuple):
@@ -103,12 +108,7 @@ def apply_basis(
         side: Side = "right" if projection == "output" else "left"
         carried = Carried(*factors[site.name], side, recipe, before)
         edits[slab.patch_key] = ProjectionAdapter({slab.key}, carried)
-    warnings = []
-    if identity_differences(basis.model, type(basis.model)(family_name(model), weights_digest(model, sites))):
-        warnings.append(
-            "The basis was captured on other weights (a fine-tune, LoRAs or an earlier edit make the difference). "
-            "Look at the pictures, and capture again if the concept is still there."
-        )
+    warnings = of_other_weights(basis.model, weights_identity(model, sites))
     if strength == 0:
         return model, chosen, warnings
     edited = model.clone()
@@ -120,6 +120,23 @@ def apply_basis(
             "as it was; please report this with the MODEL's name."
         )
     return edited, chosen, warnings
+
+
+def of_other_weights(captured: ModelIdentity, own: ModelIdentity) -> list[str]:
+    """A warning where a basis was captured on other weights than those that it is applied to: how far they are apart,
+    and what that meant for the miniature model's fine-tunes (docs/evidence.md)."""
+    if not identity_differences(captured, own):
+        return []
+    distance = weights_distance(captured, own)
+    why = "a fine-tune, LoRAs or an earlier edit make the difference"
+    if distance is None:
+        return [f"The basis was captured on other weights ({why}). {AGAIN}"]
+    told = f"The basis was captured on other weights: this MODEL's are {distance:.1%} away ({why})."
+    if distance <= NEAR:
+        return [f"{told} So near, an erasure carried over whole in our tests. {LOOK}"]
+    if distance <= FAR:
+        return [f"{told} So far, a part of the concept was left in our tests. {AGAIN}"]
+    return [f"{told} So far, an erasure did not carry over in our tests: capture on this MODEL."]
 
 
 def factors_of(basis: ConceptBasis, site: AttentionSite, iterations: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ from get_comfyui import Host, SetupError, find_python, link_folder, set_up, writ
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.setattr(get_comfyui, "HOME", tmp_path / "home")
+    monkeypatch.delenv(get_comfyui.BASE, raising=False)
     (tmp_path / "home").mkdir()
     return tmp_path / "home"
 

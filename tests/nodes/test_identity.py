@@ -1,11 +1,16 @@
 """What makes rows is part of a capture: captures of MODELs in different states are never mixed."""
 
+from dataclasses import replace
+
 import comfy.sd
 import comfy.weight_adapter
 import pytest
 import torch
-from pure_pack.nodes.host.identity import Digest, identify
+from pure_pack.nodes.host.identity import Digest, identify, weights_identity
+from pure_pack.nodes.host.patches import FAR, NEAR, of_other_weights
 from pure_pack.nodes.host.sites import attention_sites
+from pure_pack.nodes.host.weights import base_weight, effective_weight
+from pure_pack.pure_core.activations import ModelIdentity, weights_distance
 from pure_pack.pure_core.errors import PureError
 
 from run_nodes import build, capture, prompts, with_lora
@@ -171,3 +176,36 @@ def test_prompts_and_schedules_that_give_no_numbers_are_blamed_and_not_the_preci
             capture(mini, prompts(text, templates="{}"))
     with pytest.raises(PureError, match=r"kl_optimal cannot make 1 steps"):
         capture(mini, prompts("zorbo", templates="{}"), scheduler="kl_optimal", steps=1, recorded_steps=1)
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.2])
+def test_the_sketch_tells_how_far_two_models_are_apart(wide, scale):
+    """Against the Frobenius norms of all value weights; 320 projections are within 1 in 320^1/2 of them, mostly."""
+    sites = attention_sites(wide)
+    other, generator, patches = wide.clone(), torch.Generator().manual_seed(3), {}
+    for site in sites:
+        weight = base_weight(wide, site.key("values")).float()
+        patches[site.key("values")] = (scale * weight.std() * torch.randn(weight.shape, generator=generator),)
+    other.add_patches(patches)
+    pairs = [[effective_weight(m, site.key("values")) for m in (wide, other)] for site in sites]
+    apart, own = (
+        sum(w.square().sum() for w in part) ** 0.5 for part in zip(*((a - b, a) for a, b in pairs), strict=True)
+    )
+    one, two = (weights_identity(m, sites) for m in (wide, other))
+    assert weights_distance(one, two) == pytest.approx(float(apart / own), rel=0.2)
+    assert weights_distance(one, weights_identity(wide.clone(), sites)) == 0.0
+    assert weights_distance(one, replace(two, sketch=())) is None
+
+
+def test_the_warning_says_what_a_distance_meant_for_the_miniature():
+    own = ModelIdentity("SD15", "a", sketch=(1.0, -1.0, 2.0))
+    assert of_other_weights(own, own) == []
+    told = [
+        of_other_weights(own, ModelIdentity("SD15", "b", sketch=tuple(v * (1 + d) for v in own.sketch)))[0]
+        for d in (NEAR / 2, (NEAR + FAR) / 2, 2 * FAR)
+    ]
+    assert f"{NEAR / 2:.1%} away" in told[0]
+    assert "carried over whole" in told[0]
+    assert "a part of the concept was left" in told[1]
+    assert "capture on this MODEL" in told[2]
+    assert "Look at the pictures" in of_other_weights(own, ModelIdentity("SD15", "b"))[0]  # an older file

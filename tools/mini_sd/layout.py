@@ -116,14 +116,14 @@ def expand_autoencoder(encoder: dict[str, torch.Tensor], decoder: dict[str, torc
     return out
 
 
-def full_state() -> dict[str, torch.Tensor]:
-    """Every tensor of the full-size checkpoint, float16."""
+def full_state(unet: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Every tensor of the full-size checkpoint, float16; with another narrow U-Net's weights where they are given."""
 
     def load(name):
         return load_file(WEIGHTS / f"{name}.safetensors")
 
     state = {
-        **expand_unet(load_unet_state()),
+        **expand_unet(unet or load_unet_state()),
         **expand_text(load("text")),
         **expand_autoencoder(load("vae_encoder"), load("vae_decoder")),
     }
