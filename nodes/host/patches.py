@@ -27,8 +27,8 @@ WHERE: dict[Where, tuple[Projection, ...]] = {
 }
 PLACES: tuple[Place, ...] = get_args(Place)
 # Relative distance of value weights up to which a basis of one MODEL erased from its fine-tunes as well as their own
-# did, and up to which it still erased most (docs/tables/transfer.md, `nox -s efficacy`).
-NEAR, FAR = 0.1, 0.3
+# did, and up to which it was tried on fine-tunes that still drew well (docs/tables/transfer.md, `nox -s efficacy`).
+NEAR, FAR = 0.03, 0.1
 LOOK = "Look at the pictures."
 AGAIN = "Look at the pictures, and capture again if the concept is still there."
 
@@ -135,8 +135,8 @@ def of_other_weights(captured: ModelIdentity, own: ModelIdentity) -> list[str]:
     if distance <= NEAR:
         return [f"{told} So near, an erasure carried over whole in our tests. {LOOK}"]
     if distance <= FAR:
-        return [f"{told} So far, a part of the concept was left in our tests. {AGAIN}"]
-    return [f"{told} So far, an erasure did not carry over in our tests: capture on this MODEL."]
+        return [f"{told} So far, a little more of the concept was left in our tests. {AGAIN}"]
+    return [f"{told} So far, nothing was tested: capture on this MODEL."]
 
 
 def factors_of(basis: ConceptBasis, site: AttentionSite, iterations: int) -> tuple[torch.Tensor, torch.Tensor]:

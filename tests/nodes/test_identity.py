@@ -206,6 +206,6 @@ def test_the_warning_says_what_a_distance_meant_for_the_miniature():
     ]
     assert f"{NEAR / 2:.1%} away" in told[0]
     assert "carried over whole" in told[0]
-    assert "a part of the concept was left" in told[1]
+    assert "a little more of the concept was left" in told[1]
     assert "capture on this MODEL" in told[2]
     assert "Look at the pictures" in of_other_weights(own, ModelIdentity("SD15", "b"))[0]  # an older file

@@ -31,17 +31,17 @@ from benchmarks.erasers import Eraser, character_plan, narrow, run
 from mini_sd import studio
 from mini_sd.layout import full_state
 from mini_sd.narrow import load_unet_state
-from mini_sd.train import CAPTIONS, make_data, make_scenes, to_latents
+from mini_sd.train import CAPTIONS, make_data, make_part, to_latents
 
 TARGETS = ("miplo", "zorbo", "bramby")
-TUNES = ((40, 1e-4), (100, 3e-4), (150, 1e-3), (200, 3e-3))  # steps, and the length of each
+TUNES = ((30, 1e-4), (60, 3e-4), (80, 1e-3), (100, 3e-3))  # steps, and the length of each
 GROUPS = ["named", "name_free", "others"]
-STYLE, BATCH, SCENES = 2, 64, 4096  # the style's place among the judge's labels
+STYLE, BATCH, SCENES = 2, 32, 3000  # the style's place among the judge's labels
 
 
 def drawings() -> tuple[torch.Tensor, torch.Tensor]:
     """Latents and token ids of captions, of scenes in one style."""
-    scenes = make_scenes(SCENES, 2)
+    scenes = make_part((0, SCENES))
     images, labels, text = make_data(scenes, torch.device("cpu"))
     chosen = labels[:, 1] == STYLE
     with torch.no_grad():
