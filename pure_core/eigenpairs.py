@@ -22,7 +22,7 @@ Tensor = torch.Tensor
 Cut = Callable[[Tensor, float], int]
 
 FIRST = 32  # pairs that are asked for at first, then twice as many
-DENSE_SIZE = 320  # up to this size a whole decomposition is as fast
+DENSE_SIZE = 192  # up to this size a whole decomposition is as fast
 MAX_SHARE = 0.2  # of the size, up to which pairs are asked for before the whole decomposition is the faster one
 RESIDUAL_TOLERANCE = 1e-13  # residual of a pair, of the largest eigenvalue
 # Of the largest eigenvalue: the last pair may be below one that was missed by so much, which is well above what a

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 INSERTED = (b"9" * 12, b"[[[[" * 5000, b"\x00", b'"', b"-1", b"1e999", b'"__reduce__":')
 
@@ -24,6 +27,15 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     else:
         out[at:at] = rng.choice(INSERTED)
     return bytes(out)
+
+
+def rewrite(path: Path, change: Callable[[dict, dict], object]) -> None:
+    """Changes the tensors and the head of one of the pack's files, which stays a whole safetensors file."""
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        head = json.loads(file.metadata()["pure"])
+    change(tensors, head)
+    save_file(tensors, path, metadata={"pure": json.dumps(head)})
 
 
 def write_raw(path: Path, pure: str) -> None:

@@ -12,20 +12,10 @@ from pure_pack.pure_core.activations_file import load_activations, save_activati
 from pure_pack.pure_core.basis import Settings
 from pure_pack.pure_core.build import build_basis, build_block
 from pure_pack.pure_core.errors import PureError
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from captures import FORGET, LAYERS, RETAIN, captured, rows
-from hostile import bombs, mutate
-
-
-def rewrite(path, change):
-    tensors = load_file(path)
-    with safe_open(path, framework="pt") as file:
-        head = json.loads(file.metadata()["pure"])
-    change(tensors, head)
-    save_file(tensors, path, metadata={"pure": json.dumps(head)})
+from hostile import bombs, mutate, rewrite
 
 
 @pytest.mark.parametrize("capture", [FORGET, RETAIN], ids=["forget", "retain"])

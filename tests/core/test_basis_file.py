@@ -16,11 +16,10 @@ from pure_pack.pure_core.build import build_basis
 from pure_pack.pure_core.checked_file import MOST_HEADER
 from pure_pack.pure_core.errors import PureError
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from captures import FORGET, LAYERS, RETAIN
-from hostile import bombs, mutate
+from hostile import bombs, mutate, rewrite
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -57,14 +56,6 @@ def test_without_the_recipe_no_prompt_is_in_the_file(tmp_path):
     assert read.recipe is None
     assert read.model == basis().model  # another fine-tune can still be warned of
     assert b"zorbo" in save_basis(basis(), tmp_path / "c.safetensors").read_bytes()  # control
-
-
-def rewrite(path, change):
-    tensors = load_file(path)
-    with safe_open(path, framework="pt") as file:
-        head = json.loads(file.metadata()["pure"])
-    change(tensors, head)
-    save_file(tensors, path, metadata={"pure": json.dumps(head)})
 
 
 def layout(path):

@@ -3,11 +3,15 @@
 And what tests do to a MODEL.
 """
 
+import contextlib
+
 import comfy.weight_adapter
+import folder_paths
 import torch
 from pure_pack.nodes.apply import ApplyProjection
 from pure_pack.nodes.basis import BuildBasis
 from pure_pack.nodes.capture import CaptureActivations
+from pure_pack.nodes.host import paths
 from pure_pack.nodes.host.sites import attention_sites
 from pure_pack.nodes.host.weights import base_weight
 from pure_pack.nodes.prompts import ConceptPrompts
@@ -73,3 +77,17 @@ def sample(model, clip, text="miplo at night", seed=5, steps=3):
     return host_nodes.common_ksampler(model, seed, steps, 4.0, "euler", "normal", encode(text), encode(""), latent)[0][
         "samples"
     ]
+
+
+@contextlib.contextmanager
+def output_in(folder):
+    """The host's output folder, and the pack's own in it, are there as long as the block."""
+    before, known = folder_paths.get_output_directory(), dict(folder_paths.folder_names_and_paths)
+    folder_paths.set_output_directory(str(folder))
+    paths.register_folder()
+    try:
+        yield folder
+    finally:
+        folder_paths.set_output_directory(before)
+        folder_paths.folder_names_and_paths.clear()
+        folder_paths.folder_names_and_paths.update(known)

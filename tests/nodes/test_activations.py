@@ -11,21 +11,15 @@ from pure_pack.nodes.host import paths
 from pure_pack.pure_core.errors import PureError
 from torch.testing import assert_close
 
-from run_nodes import build, capture, prompts, report, run
+from run_nodes import build, capture, output_in, prompts, report, run
 
 CONCEPTS = ("zorbo", "dorrit", "pelluna", "tarnik", "quistle")
 
 
 @pytest.fixture
 def output(tmp_path):
-    before = folder_paths.get_output_directory()
-    known = dict(folder_paths.folder_names_and_paths)
-    folder_paths.set_output_directory(str(tmp_path))
-    paths.register_folder()
-    yield tmp_path
-    folder_paths.set_output_directory(before)
-    folder_paths.folder_names_and_paths.clear()
-    folder_paths.folder_names_and_paths.update(known)
+    with output_in(tmp_path) as folder:
+        yield folder
 
 
 def saved_and_loaded(activations, output, **inputs):

@@ -24,20 +24,14 @@ from safetensors import safe_open
 
 import inprocess
 from random_models import load_random
-from run_nodes import apply, build, capture, prompts, report, run, sample, with_lora
+from run_nodes import apply, build, capture, output_in, prompts, report, run, sample, with_lora
 
 
 @pytest.fixture(autouse=True, scope="module")
 def folders(tmp_path_factory):
     """Everything is saved into a folder of this test run."""
-    before, folder = folder_paths.get_output_directory(), tmp_path_factory.mktemp("output")
-    known = dict(folder_paths.folder_names_and_paths)
-    folder_paths.set_output_directory(str(folder))
-    paths.register_folder()
-    yield folder
-    folder_paths.set_output_directory(before)
-    folder_paths.folder_names_and_paths.clear()
-    folder_paths.folder_names_and_paths.update(known)
+    with output_in(tmp_path_factory.mktemp("output")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")
