@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -24,6 +25,10 @@ from get_comfyui import Host
 START_SECONDS = 600  # on a busy machine; it is stopped at once where the process ends
 
 
+# What a call raises where a server does not answer, or not to the end.
+UNREACHABLE = (OSError, http.client.HTTPException, json.JSONDecodeError)
+
+
 class ServerError(RuntimeError):
     """What the server answered, as a user would read it."""
 
@@ -41,7 +46,7 @@ class Client:
         """Whether it is there."""
         try:
             self.get("/system_stats")
-        except OSError:
+        except UNREACHABLE:
             return False
         return True
 

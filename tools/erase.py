@@ -31,9 +31,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pack
 from comfyui_server import Client, Server, ServerError
 from get_comfyui import SetupError
 from spread import Part, Spread
+
+pack.load()
+
+from pure_pack.pure_core.errors import PureError
+from pure_pack.pure_core.kinds import KINDS, settings_of
 
 ELSEWHERE = "the other list is in another part"  # PURE Concept Prompts wants something to forget
 MERGED = 8  # captures that one PURE Merge Activations takes
@@ -64,17 +70,26 @@ class Concepts:
 
 @dataclass(frozen=True)
 class Settings:
-    """Of the captures and of the edit: inputs of the pack's nodes."""
+    """Of an erasure: kind and amount as in PURE Erase Concept, the rest of its captures and pictures.
+
+    transformer: the checkpoint is no U-Net (SD 3, ...).
+    """
 
     kind: str = "object or character"
+    amount: float = 0.5
     size: int = 512
     steps: int = 10
     seed: int = 0
     batch_size: int = 4
-    retain_weight: float = 3.0
-    structure: str = "whole layer"
-    where: str = "values"
     picture_steps: int = 20
+    transformer: bool = False
+
+    @property
+    def sampled(self) -> dict:
+        """What makes a capture's rows what they are."""
+        scheduler = "simple" if self.transformer else "normal"
+        side = {"width": self.size, "height": self.size}
+        return {**side, "steps": self.steps, "seed": self.seed, "sampler_name": "euler", "scheduler": scheduler}
 
 
 def node(kind: str, **inputs) -> dict:
@@ -86,7 +101,7 @@ def lists(forget: str, keep: str, settings: Settings, empty: bool) -> dict:
         "PURE_ConceptPrompts",
         forget=forget,
         keep=keep,
-        preset=settings.kind,
+        preset=KINDS[settings.kind].preset,
         include_empty_prompt=empty,
         templates="",
     )
@@ -101,11 +116,11 @@ def check(client: Client, concepts: Concepts, settings: Settings) -> None:
 def capture_parts(checkpoint: str, concepts: Concepts, settings: Settings, folder: Path) -> list[Part]:
     """A capture of each line, and of the empty prompt with the first line to keep."""
     sides = [("forget", line, 0) for line in concepts.forget] + [("keep", line, 1) for line in concepts.keep or ("",)]
-    parts, common = [], {k: getattr(settings, k) for k in ("steps", "seed", "batch_size")}
+    parts = []
     for i, (side, line, output) in enumerate(sides):
         empty = side == "keep" and i == len(concepts.forget)
         prompts = lists(line if side == "forget" else ELSEWHERE, line if side == "keep" else "", settings, empty)
-        said = json.dumps([checkpoint, side, line, empty, asdict(settings)])
+        said = json.dumps([checkpoint, side, line, empty, settings.kind, settings.sampled])
         name = f"{side}_{hashlib.sha256(said.encode()).hexdigest()[:16]}"
         graph = {
             "loader": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
@@ -118,11 +133,8 @@ def capture_parts(checkpoint: str, concepts: Concepts, settings: Settings, folde
                 recorded_steps=settings.steps,
                 latents=1,
                 cfg=1.0,
-                width=settings.size,
-                height=settings.size,
-                sampler_name="euler",
-                scheduler="normal",
-                **common,
+                batch_size=settings.batch_size,
+                **settings.sampled,
             ),
             # a folder of its own for each run: the number that the host gives is always the first
             "save": node(
@@ -166,26 +178,17 @@ def build_graph(
     """From captures in the server's pure folder to basis, LoRA, checkpoint and pictures."""
     graph = {"loader": node("CheckpointLoaderSimple", ckpt_name=checkpoint)}
     sides = {role: merged(graph, files[side], side) for side, role in (("forget", "forget"), ("keep", "retain"))}
-    build = {k: getattr(settings, k) for k in ("retain_weight", "structure")}
+    build, where = settings_of(settings.kind, settings.amount, not settings.transformer)
     saving = {"embed_recipe": True}
     shown = "\n".join((*concepts.forget[:2], *concepts.keep[:4]))
     graph |= {
-        "basis": node(
-            "PURE_BuildBasis",
-            **sides,
-            rule="contrast",
-            forget_energy=0.9999,
-            retain_energy=0.5,
-            centering="retain mean",
-            max_rank=0,
-            **build,
-        ),
+        "basis": node("PURE_BuildBasis", **sides, **asdict(build)),
         "edit": node(
             "PURE_ApplyProjection",
             model=["loader", 0],
             basis=["basis", 0],
             strength=1.0,
-            where=settings.where,
+            where=where,
             iterations=1,
             layers="all",
         ),
@@ -199,13 +202,8 @@ def build_graph(
             vae=["loader", 2],
             prompts=shown,
             negative="",
-            seed=settings.seed,
-            steps=settings.picture_steps,
             cfg=5.0,
-            width=settings.size,
-            height=settings.size,
-            sampler_name="euler",
-            scheduler="normal",
+            **{**settings.sampled, "steps": settings.picture_steps},
             columns=len(shown.splitlines()),
             seeds=2,
         ),
@@ -274,11 +272,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("erased"))
     parser.add_argument("--no-checkpoint", action="store_true", help="basis, LoRA and pictures alone")
     for name, default in asdict(Settings()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+        form = {"action": "store_true"} if default is False else {"type": type(default), "default": default}
+        parser.add_argument(f"--{name.replace('_', '-')}", **form)
     options = parser.parse_args(argv)
     settings = Settings(**{name: getattr(options, name) for name in asdict(Settings())})
     jobs = [Concepts.read(path) for path in options.concepts]
     try:
+        settings_of(settings.kind, settings.amount, True)  # says what is wrong with them
         with servers_of(options.servers) as urls:
             spread = Spread(urls, lambda line: print(line, flush=True))
             checker = spread.first(options.wait)
@@ -288,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
                 for concepts in jobs:
                     folder = options.out / Path(checkpoint).stem / concepts.name
                     erase(spread, checkpoint, concepts, settings, folder, not options.no_checkpoint)
-    except (ServerError, SetupError, OSError) as error:
+    except (ServerError, SetupError, PureError, OSError) as error:
         print(f"erase: {error}", file=sys.stderr)
         return 1
     return 0

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from comfyui_server import Client, ServerError, error_of
+from comfyui_server import UNREACHABLE, Client, ServerError, error_of
 
-LOST = (OSError,)  # the server does not answer
 TRIES = 3  # how often in a row a server may fail to answer before it counts as dead
 PAUSE = 2.0  # seconds between two of them
 POLL = 0.3  # seconds between two questions whether a graph has ended
@@ -92,13 +91,16 @@ class Spread:
             started = time.monotonic()
             try:
                 self._fetch(client, part)
-            except LOST as error:
+            except UNREACHABLE as error:
                 part.done.setdefault("lost by", []).append(client.url)
                 self._waiting.put(part)
                 self.tell(f"{client.url} does not answer ({error}); {part.label} is repeated elsewhere.")
                 return
             except ServerError as error:  # a node said no: it would say so again
                 self._fault = ServerError(f"{part.label}: {error}")
+                return
+            except Exception as error:  # nobody else would do this part: the others must not wait for it
+                self._fault = error
                 return
             part.done |= {"server": client.url, "seconds": round(time.monotonic() - started, 1)}
             with self._lock:
@@ -130,7 +132,7 @@ def ended(client: Client, prompt_id: str) -> dict:
 def patient(call: Callable[[], Any]) -> Any:
     """What a call returns, after up to TRIES times where the server does not answer."""
     for _ in range(TRIES - 1):
-        with contextlib.suppress(*LOST):
+        with contextlib.suppress(*UNREACHABLE):
             return call()
         time.sleep(PAUSE)
     return call()

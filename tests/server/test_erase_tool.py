@@ -1,5 +1,6 @@
 """tools/erase.py: captures spread over real servers, one of which dies, and what comes of it."""
 
+import http.client
 import json
 import re
 import shlex
@@ -13,8 +14,9 @@ from PIL import Image
 from pure_pack.pure_core.basis_file import load_basis
 
 import erase
-from comfyui_server import Server
+from comfyui_server import Client, Server, ServerError
 from get_comfyui import PROJECT, Host
+from spread import Part, Spread
 
 CONCEPTS = "[forget]\nmiplo\n[keep]\nzorbo\nbramby\n"
 SMALL = ("--size", "64", "--steps", "2", "--picture-steps", "1", "--no-checkpoint")
@@ -79,9 +81,9 @@ def test_what_is_there_is_not_captured_again_and_another_setting_is(server, conc
     assert all(torch.allclose(before[n], after[n], rtol=0, atol=1e-6) for n in before)
     parts = [
         [part.target.name for part in erase.capture_parts("m", erase.Concepts.read(concepts), settings, tmp_path)]
-        for settings in (erase.Settings(), erase.Settings(), erase.Settings(seed=4))
+        for settings in (erase.Settings(), erase.Settings(amount=0.7), erase.Settings(seed=4))
     ]
-    assert parts[0] == parts[1]
+    assert parts[0] == parts[1]  # another amount is another basis of the same captures
     assert not set(parts[0]) & set(parts[2])
 
 
@@ -127,3 +129,25 @@ def test_the_readmes_command_runs_as_it_is_written(server, concepts, tmp_path):
         "parts",
         "report.json",
     ]
+
+
+def test_a_file_that_breaks_off_is_a_lost_server_and_a_fault_of_ours_stops_everyone(tmp_path):
+    """Either would have left the other servers waiting for ever."""
+
+    class Breaks(Client):
+        def __init__(self, error):
+            super().__init__("http://nowhere")
+            self.error = error
+
+        def queue(self, graph, client_id=""):
+            raise self.error
+
+    def spread_with(error):
+        spread = Spread([], lambda line: None)
+        spread.clients = [Breaks(error), Breaks(error)]
+        spread.run([Part("one", {}, "a", "b", tmp_path / "missing")])
+
+    with pytest.raises(ServerError, match="No server is left"):
+        spread_with(http.client.IncompleteRead(b""))
+    with pytest.raises(ZeroDivisionError):
+        spread_with(ZeroDivisionError())
