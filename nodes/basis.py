@@ -39,6 +39,15 @@ class BuildBasis(io.ComfyNode):
                     ),
                     optional=True,
                 ),
+                sockets.wire(
+                    sockets.Activations,
+                    "ordinary",
+                    (
+                        "From PURE Capture Ordinary Pictures: spares what is in neither list. Without it, set "
+                        "retain_weight to 3."
+                    ),
+                    optional=True,
+                ),
                 io.Combo.Input(
                     "rule",
                     options=list(RULE_NAMES),
@@ -81,7 +90,7 @@ class BuildBasis(io.ComfyNode):
                     default=DEFAULTS.retain_weight,
                     min=0.0,
                     max=1000000.0,
-                    step=0.1,
+                    step=0.05,
                     tooltip=(
                         "Contrast rule: how much keeping the retain rows counts against erasing the forget rows. A "
                         "direction that is this many times stronger in forget goes by half, a stronger one by more. "
@@ -116,6 +125,19 @@ class BuildBasis(io.ComfyNode):
                         tooltip="At most this many forget directions per layer (or per head). 0: no cap.",
                     )
                 ),
+                sockets.advanced(
+                    io.Float.Input(
+                        "ordinary_share",
+                        default=DEFAULTS.ordinary_share,
+                        min=0.0,
+                        max=1.0,
+                        step=0.05,
+                        tooltip=(
+                            "How much ordinary pictures count in what is kept, beside your keep list. Higher spares "
+                            "more of everything else and less of the list."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 sockets.Basis.Output(display_name="basis", tooltip="For PURE Apply Projection."),
@@ -140,12 +162,17 @@ class BuildBasis(io.ComfyNode):
         centering,
         structure,
         max_rank,
+        ordinary_share,
         forget=None,
         retain=None,
+        ordinary=None,
     ) -> io.NodeOutput:
         sockets.connected(cls, forget=forget)
-        settings = Settings(rule, forget_energy, retain_energy, retain_weight, centering, structure, max_rank)
-        basis, warnings = build_basis(forget, retain, settings, reporting.Progress(None, len(forget.moments)).step)
+        settings = Settings(
+            rule, forget_energy, retain_energy, retain_weight, centering, structure, max_rank, ordinary_share
+        )
+        progress = reporting.Progress(None, len(forget.moments))
+        basis, warnings = build_basis(forget, retain, settings, ordinary, progress.step)
         closest = closest_kept(forget, retain) if retain else []
         chart, text = basis_chart(basis), describe_basis(basis, warnings, closest)
         return io.NodeOutput(basis, chart, text, ui=reporting.report(text, warnings, chart, cls))

@@ -6,7 +6,6 @@ from dataclasses import asdict
 
 from comfy_api.latest import io
 
-from ..pure_core.general import GENERAL
 from ..pure_core.kinds import KINDS, settings_of
 from ..pure_core.prompts import make_prompts
 from . import sockets
@@ -48,7 +47,7 @@ class EraseConcept(io.ComfyNode):
                     placeholder="what must stay, one per line:\nwhat is most like it",
                     tooltip=(
                         "What must stay, one per line: six or more things that are most like it. Not the thing "
-                        "itself. Empty: ordinary pictures of all kinds are kept."
+                        "itself. Ordinary pictures of all kinds are kept anyway."
                     ),
                 ),
                 io.Combo.Input(
@@ -105,6 +104,18 @@ class EraseConcept(io.ComfyNode):
                 sockets.advanced(
                     io.Float.Input("cfg", default=5.0, min=0.0, max=30.0, step=0.5, tooltip="Guidance of the pictures.")
                 ),
+                sockets.advanced(
+                    io.String.Input(
+                        "ordinary",
+                        multiline=True,
+                        default="",
+                        placeholder="ordinary pictures, one caption per line; empty: the pack's own",
+                        tooltip=(
+                            "Captions of ordinary pictures, which are kept beside your list. They are captured once "
+                            "per MODEL and kept as a file. Empty: the pack's own, of pictures of all kinds."
+                        ),
+                    )
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The edited MODEL, for samplers and savers."),
@@ -122,25 +133,30 @@ class EraseConcept(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, forget, keep, kind, amount, size, steps, seed, batch_size, cfg, vae=None
+        cls, model, clip, forget, keep, kind, amount, size, steps, seed, batch_size, cfg, ordinary, vae=None
     ) -> io.NodeOutput:
         found = sites.attention_sites(model)
-        settings, where = settings_of(kind, amount, sites.is_unet(found))
+        settings, where = settings_of(kind, amount)
         preset = KINDS[kind].preset
-        kept = keep if keep.strip() else "\n".join(GENERAL)
-        keep_preset = preset if keep.strip() else "free text"
         prompts, *_ = make_prompts(forget, keep, preset)  # says what is wrong with the lists before anything is sampled
         sampling.encode_empty(model, clip, found)
         side = size or expansion.native_size(model, found)
         links = expansion.links_of(cls.hidden)
         expansion.check_wired(links, "model", "clip")
-        scheduler = "normal" if sites.is_unet(found) else "simple"
+        scheduler = sampling.usual_scheduler(found)
         common = {"seed": seed, "sampler_name": "euler", "scheduler": scheduler, "width": side, "height": side}
         erasure = expansion.Erasure(
             forget,
-            kept,
+            keep if keep.strip() else "",
             preset,
-            keep_preset,
+            ordinary={
+                "language": KINDS[kind].language,
+                "captions": ordinary,
+                "steps": 5,
+                "size": side,
+                "keep_file": True,
+                "batch_size": batch_size,
+            },
             capture={
                 **common,
                 "steps": steps,

@@ -13,6 +13,7 @@ from .erase import EraseConcept, ShowErasure
 from .export import SaveCheckpoint, SaveLoRA
 from .host.paths import register_folder, warn_of_folder_name
 from .measure import MeasureLeakage
+from .ordinary import CaptureOrdinary
 from .prompts import ConceptPrompts
 
 
@@ -27,6 +28,7 @@ class PureExtension(ComfyExtension):
             ShowErasure,
             ConceptPrompts,
             CaptureActivations,
+            CaptureOrdinary,
             MergeActivations,
             SaveActivations,
             LoadActivations,

@@ -45,12 +45,12 @@ def unnamed(capture: Activations) -> Activations:
 
 
 def save_activations(capture: Activations, target: Path, embed_recipe: bool = True) -> Path:
-    """Writes a capture to a new file, float64, and returns where it is; without the recipe its words are left out."""
+    """Writes a capture to a new file, exactly, and returns where it is; without the recipe its words are left out."""
     capture = capture if embed_recipe else unnamed(capture)
     tensors = {}
     for name, moments in capture.moments.items():
         for part, tensor in zip(PARTS, (moments.ones, moments.factor, capture.sums[name]), strict=True):
-            tensors[f"{name}.{part}"] = tensor.contiguous().clone()
+            tensors[f"{name}.{part}"] = shortest(tensor)
     head: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -65,6 +65,12 @@ def save_activations(capture: Activations, target: Path, embed_recipe: bool = Tr
     with new_file(target) as file:
         save_file(tensors, file.part, metadata={"pure": json.dumps(head)})
     return file.path
+
+
+def shortest(tensor: Tensor) -> Tensor:
+    """The same numbers in float32 where that holds them exactly, as it does rows before they are compacted."""
+    short = tensor.float()
+    return (short if torch.equal(short.double(), tensor) else tensor).contiguous().clone()
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -101,7 +107,7 @@ def load_activations(source: Path, step: Callable[[], None] = lambda: None) -> A
                 fault = moments_fault(ones, factor, total, rows)
                 if fault:
                     raise PureError(f"{source.name} is damaged: in layer {name} {fault}. Save the capture again.")
-                moments[name], sums[name] = Moments(sum(rows), ones, factor), total
+                moments[name], sums[name] = Moments(sum(rows), ones.double(), factor.double()), total.double()
                 read |= {f"{name}.{part}": tensor for part, tensor in zip(PARTS, own, strict=True)}
                 step()
             if digest(read) != head["content"]:
@@ -121,12 +127,13 @@ def refuse_shape(part: str, found: list[int], shape: SiteShape, rows: tuple[int,
 def moments_fault(ones: Tensor, factor: Tensor, sums: Tensor, rows: tuple[int, ...]) -> str | None:
     """What is wrong with moments from a file; None where ones^T ones is the number of rows and ones^T factor the sum of
     the concepts' sums."""
-    if any(t.dtype != torch.float64 for t in (ones, factor, sums)):
-        return "numbers are not float64"
+    if any(t.dtype not in (torch.float32, torch.float64) for t in (ones, factor, sums)):
+        return "numbers are not float32 or float64"
     if not all(bool(torch.isfinite(t).all()) for t in (ones, factor, sums)):
         return "a number is not finite"
     if len(ones) != len(factor) or len(sums) != len(rows):
         return "shapes do not fit together"
+    ones, factor, sums = ones.double(), factor.double(), sums.double()
     count = float(sum(rows))
     if not abs(float(ones @ ones) - count) <= CONSISTENT * count:
         return "the number of rows is not what its moments say"

@@ -27,15 +27,16 @@ class Settings:
     rule: RuleName = "contrast"
     forget_energy: float = 0.9999
     retain_energy: float = 0.5
-    retain_weight: float = 3.0
+    retain_weight: float = 0.2
     centering: Centering = "retain mean"
-    structure: Structure = "whole layer"
+    structure: Structure = "per head"
     max_rank: int = 0
+    ordinary_share: float = 0.5
 
     def __post_init__(self) -> None:
         for name, offered in (("rule", RULE_NAMES), ("centering", CENTERINGS), ("structure", STRUCTURES)):
             check_offered(name, getattr(self, name), offered)
-        for name in ("forget_energy", "retain_energy"):
+        for name in ("forget_energy", "retain_energy", "ordinary_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise PureError(f"{name} must be between 0 and 1, not {getattr(self, name)}.")
         if not 0.0 <= self.retain_weight < float("inf"):
@@ -99,12 +100,17 @@ class ChartWords:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything needed to repeat the capture and the build: it names what was erased."""
+    """Everything needed to repeat the capture and the build: it names what was erased.
+
+    ordinary, ordinary_capture: captions of ordinary pictures, and how they were sampled; empty where there were none.
+    """
 
     settings: Settings
     capture: CaptureSettings
     forget: Anchors
     retain: Anchors
+    ordinary: Anchors = Anchors()
+    ordinary_capture: tuple[CaptureSettings, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,34 +7,56 @@ from dataclasses import fields
 
 import torch
 
-from .activations import Activations, check_same_model, setting_differences
+from .activations import Activations, Anchors, check_same_model, setting_differences
 from .basis import MATRICES, TENSORS, ConceptBasis, Edit, Recipe, Settings
 from .errors import PureError
-from .moments import Moments
+from .moments import Moments, mixed
 from .neighbours import Neighbour, closest_kept, describe_closest
 from .projection import block_diagonal
 from .prompts import EMPTY, refuse_shared
 from .rules import RULES
 
+ALONE = 3.0  # retain_weight that measurement found where only neighbours are kept, and no ordinary pictures
 CLEAR = 0.5  # share of a layer's best direction that goes, from which the concept stands out there
 
 
 def build_basis(
-    forget: Activations, retain: Activations | None, settings: Settings, step: Callable[[], None] = lambda: None
+    forget: Activations,
+    retain: Activations | None,
+    settings: Settings,
+    ordinary: Activations | None = None,
+    step: Callable[[], None] = lambda: None,
 ) -> tuple[ConceptBasis, list[str]]:
     """The joint basis of all forget concepts, and warnings; `step` is called after each site.
 
+    ordinary: a capture of ordinary pictures, which make up ordinary_share of what is kept (all of it without `retain`).
     Raises PureError where it could not do what it says.
     """
     check_pair(forget, retain)
+    check_ordinary(forget, ordinary)
     sites = {}
     for name, moments in forget.moments.items():
-        kept = retain.moments[name] if retain else None
+        kept = kept_moments(name, retain, ordinary, settings.ordinary_share)
         sites[name] = build_site(moments, kept, forget.shapes[name].heads, settings)
         step()
-    recipe = Recipe(settings, forget.settings, forget.anchors, retain.anchors if retain else type(forget.anchors)())
+    recipe = Recipe(
+        settings,
+        forget.settings,
+        forget.anchors,
+        retain.anchors if retain else Anchors(),
+        ordinary.anchors if ordinary else Anchors(),
+        (ordinary.settings,) if ordinary else (),
+    )
     basis = ConceptBasis(sites, forget.shapes, settings.rule, settings.structure, forget.model, recipe)
-    return basis, [*pair_warnings(forget, retain, settings), *find_faults(basis)]
+    return basis, [*pair_warnings(forget, retain, settings, ordinary), *find_faults(basis)]
+
+
+def kept_moments(name: str, retain: Activations | None, ordinary: Activations | None, share: float) -> Moments | None:
+    """What is kept at a site: the neighbours' moments and, by this share, those of ordinary pictures."""
+    if retain is None or ordinary is None:
+        kept = retain or ordinary
+        return kept.moments[name] if kept else None
+    return mixed(retain.moments[name], ordinary.moments[name], share)
 
 
 def check_pair(forget: Activations, retain: Activations | None) -> None:
@@ -50,21 +72,39 @@ def check_pair(forget: Activations, retain: Activations | None) -> None:
     refuse_shared(forget.anchors.prompts, retain.anchors.prompts)
 
 
-def pair_warnings(forget: Activations, retain: Activations | None, settings: Settings) -> list[str]:
+def check_ordinary(forget: Activations, ordinary: Activations | None) -> None:
+    """Refuses a capture of ordinary pictures that is none, or of another MODEL."""
+    if ordinary is None:
+        return
+    if ordinary.role != "retain":
+        raise PureError(
+            "The capture at `ordinary` is of prompts to forget: connect PURE Capture Ordinary Pictures there."
+        )
+    check_same_model(forget, ordinary, "the forget capture", "the capture of ordinary pictures")
+
+
+def pair_warnings(
+    forget: Activations, retain: Activations | None, settings: Settings, ordinary: Activations | None = None
+) -> list[str]:
     """Warnings on what is to be kept."""
     found = []
-    if retain is None:
+    if settings.rule == "contrast" and settings.retain_weight == 0 and (retain or ordinary):
+        found.append("retain_weight is 0, so nothing is spared. Use .1 or more.")
+    if ordinary is None and settings.rule == "contrast" and settings.retain_weight < ALONE:
+        found.append(
+            "Nothing is connected to ordinary, so what you did not list is hardly spared. Connect PURE Capture Ordinary "
+            f"Pictures, or set retain_weight to {ALONE:g}."
+        )
+    if retain is None and ordinary is None:
         found.append(
             "Nothing is listed to keep, so everything that your concept shares with other pictures goes too. "
             "Connect a capture of what to keep."
         )
-    elif not [concept for concept in retain.anchors.concepts if concept != EMPTY]:
+    elif retain is not None and not [concept for concept in retain.anchors.concepts if concept != EMPTY]:
         found.append(
             "Only the empty prompt is listed to keep, so most of what your concept shares with other pictures goes "
             "too. List at least six neighbours of it."
         )
-    if retain is not None and settings.rule == "contrast" and settings.retain_weight == 0:
-        found.append("retain_weight is 0, so nothing is spared. Use 1 or more.")
     if retain is None:
         return found
     differ = setting_differences(forget.settings, retain.settings)
@@ -136,10 +176,12 @@ def describe_basis(basis: ConceptBasis, warnings: list[str], closest: list[Neigh
     """The report: warnings first, then what is erased and what is most like it, then a line per layer."""
     rule, recipe = RULES[basis.rule], basis.recipe
     kept = ", ".join(recipe.retain.concepts) if recipe else ""
+    captions = len(recipe.ordinary.prompts) if recipe else 0
+    ordinary = f", and {captions} ordinary pictures" if captions else ""
     lines = [
         *(f"Warning: {w}" for w in warnings),
         found_sentence(basis, closest or []),
-        f"Erases {basis.concepts}; keeps {kept or 'nothing in particular'}.",
+        f"Erases {basis.concepts}; keeps {kept or 'nothing in particular'}{ordinary}.",
     ]
     lines += [f"Closest to {p.forgotten}: {p.kept} (likeness {p.likeness:.2f} of 1)." for p in closest or []]
     if recipe:

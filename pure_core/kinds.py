@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .basis import Settings, Structure, check_offered
+from .basis import Settings, check_offered
 from .errors import PureError
 
 # From little to much: retain_weight is a kind's own in the middle, a hundred times as much at 0, a hundredth at 1.
 MIDDLE, DECADES = 0.5, 2.0
+DEFAULTS = Settings()
 
 
 @dataclass(frozen=True)
 class Kind:
-    """preset: templates of PURE Concept Prompts. The rest is for U-Nets; other families are always edited per head, in
-    their values."""
+    """preset: templates of PURE Concept Prompts. language: captions of ordinary pictures."""
 
     preset: str
-    retain_weight: float = 3.0
-    structure: Structure = "whole layer"
+    language: str = "pictures"
+    retain_weight: float = DEFAULTS.retain_weight
     where: str = "values"
 
 
 KINDS = {
     "object or character": Kind("object or character"),
-    "artistic style": Kind("artistic style", 8.0, "per head", "keys and values"),
+    "artistic style": Kind("artistic style"),
     "person": Kind("person"),
     "unsafe content": Kind("unsafe content"),
-    "booru tags": Kind("booru tags"),
+    "booru tags": Kind("booru tags", "booru tags"),
     "free text": Kind("free text"),
 }
 
@@ -39,11 +39,8 @@ def weight_of(amount: float, middle: float) -> float:
     return float(middle * 10 ** (2 * DECADES * (MIDDLE - amount)))
 
 
-def settings_of(kind: str, amount: float, unet: bool) -> tuple[Settings, str]:
+def settings_of(kind: str, amount: float) -> tuple[Settings, str]:
     """The settings of a basis, and which projections are edited, for a kind and an amount."""
     check_offered("kind", kind, tuple(KINDS))
     own = KINDS[kind]
-    weight = weight_of(amount, own.retain_weight)
-    if unet:
-        return Settings(retain_weight=weight, structure=own.structure), own.where
-    return Settings(retain_weight=weight, structure="per head"), "values"
+    return Settings(retain_weight=weight_of(amount, own.retain_weight)), own.where

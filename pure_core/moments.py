@@ -71,6 +71,17 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(a.count + b.count, stacked[:, 0], stacked[:, 1:])
 
 
+def mixed(a: Moments, b: Moments, share: float) -> Moments:
+    """Moments whose mean and second moment are (1 - share) of a's plus share of b's, however many rows each has."""
+    total = a.count + b.count
+    weighed = [
+        (weight * total / max(m.count, 1)) ** 0.5 * torch.cat([m.ones[:, None], m.factor], 1)
+        for m, weight in ((a, 1 - share), (b, share))
+    ]
+    stacked = compact(torch.cat(weighed))
+    return Moments(total, stacked[:, 0], stacked[:, 1:])
+
+
 def finite(rows: Tensor) -> Tensor:
     """The rows on the CPU in float32 (in float64 if they are), which holds them exactly.
 

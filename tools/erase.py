@@ -178,11 +178,22 @@ def build_graph(
     """From captures in the server's pure folder to basis, LoRA, checkpoint and pictures."""
     graph = {"loader": node("CheckpointLoaderSimple", ckpt_name=checkpoint)}
     sides = {role: merged(graph, files[side], side) for side, role in (("forget", "forget"), ("keep", "retain"))}
-    build, where = settings_of(settings.kind, settings.amount, not settings.transformer)
+    build, where = settings_of(settings.kind, settings.amount)
     saving = {"embed_recipe": True}
     shown = "\n".join((*concepts.forget[:2], *concepts.keep[:4]))
     graph |= {
-        "basis": node("PURE_BuildBasis", **sides, **asdict(build)),
+        "ordinary": node(
+            "PURE_CaptureOrdinary",
+            model=["loader", 0],
+            clip=["loader", 1],
+            language=KINDS[settings.kind].language,
+            captions="",
+            steps=5,
+            size=settings.size,
+            batch_size=settings.batch_size,
+            keep_file=True,
+        ),
+        "basis": node("PURE_BuildBasis", **sides, ordinary=["ordinary", 0], **asdict(build)),
         "edit": node(
             "PURE_ApplyProjection",
             model=["loader", 0],
@@ -278,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = Settings(**{name: getattr(options, name) for name in asdict(Settings())})
     jobs = [Concepts.read(path) for path in options.concepts]
     try:
-        settings_of(settings.kind, settings.amount, True)  # says what is wrong with them
+        settings_of(settings.kind, settings.amount)  # says what is wrong with them
         with servers_of(options.servers) as urls:
             spread = Spread(urls, lambda line: print(line, flush=True))
             checker = spread.first(options.wait)

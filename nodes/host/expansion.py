@@ -19,15 +19,15 @@ Link = list[Any]  # the host's [node id, output]
 
 @dataclass(frozen=True)
 class Erasure:
-    """What is to be done: both lists, templates' preset, a capture's, a basis' and an edit's settings, and pictures.
+    """What is to be done: both lists, templates' preset, each node's settings, and pictures.
 
-    keep_preset: of the lines to keep. pictures: prompts to draw before and after; none where there is no VAE.
+    keep: may be empty. pictures: prompts to draw before and after; none where there is no VAE.
     """
 
     forget: str
     keep: str
     preset: str
-    keep_preset: str
+    ordinary: dict[str, Any]
     capture: dict[str, Any]
     build: dict[str, Any]
     apply: dict[str, Any]
@@ -59,12 +59,17 @@ def expand(erasure: Erasure, links: dict[str, Link]) -> tuple[dict[str, Any], di
     common = {"include_empty_prompt": True, "templates": ""}
     elsewhere = "the list to forget is in another node"
     forget = graph.node("PURE_ConceptPrompts", forget=erasure.forget, keep="", preset=erasure.preset, **common)
-    keep = graph.node("PURE_ConceptPrompts", forget=elsewhere, keep=erasure.keep, preset=erasure.keep_preset, **common)
-    captures = [
-        graph.node("PURE_CaptureActivations", model=model, clip=clip, prompts=prompts, **erasure.capture)
-        for prompts in (forget.out(0), keep.out(1))
-    ]
-    basis = graph.node("PURE_BuildBasis", forget=captures[0].out(0), retain=captures[1].out(0), **erasure.build)
+    listed = {"forget": forget.out(0)}
+    if erasure.keep:
+        keep = graph.node("PURE_ConceptPrompts", forget=elsewhere, keep=erasure.keep, preset=erasure.preset, **common)
+        listed["retain"] = keep.out(1)
+    captures = {
+        role: graph.node("PURE_CaptureActivations", model=model, clip=clip, prompts=prompts, **erasure.capture).out(0)
+        for role, prompts in listed.items()
+    }
+    defaults = {"steps": 5, "keep_file": True}
+    ordinary = graph.node("PURE_CaptureOrdinary", model=model, clip=clip, **erasure.ordinary)
+    basis = graph.node("PURE_BuildBasis", ordinary=ordinary.out(0), **captures, **erasure.build)
     edit = graph.node("PURE_ApplyProjection", model=model, basis=basis.out(0), **erasure.apply)
     shown: dict[str, Any] = {"basis_report": basis.out(2), "edit_report": edit.out(1), "chart": basis.out(1)}
     if erasure.pictures:

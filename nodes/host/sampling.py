@@ -80,6 +80,11 @@ def offered_schedulers() -> list[str]:
     return list(comfy.samplers.SCHEDULER_NAMES)
 
 
+def usual_scheduler(sites: list[AttentionSite]) -> str:
+    """The spacing of noise levels that a MODEL is usually sampled with."""
+    return "normal" if is_unet(sites) else "simple"
+
+
 def jobs_of(texts: Mapping[str, Hashable] | Sequence[tuple[str, Hashable]], latents: int) -> list[Job]:
     """Every (prompt, latent) pair that is run for these prompts, which come with labels."""
     pairs = texts.items() if isinstance(texts, Mapping) else texts

@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 
 import torch
 from pure_pack.pure_core.activations import Activations, Anchors, CaptureSettings, ModelIdentity, SiteShape
+from pure_pack.pure_core.basis import Settings
 from pure_pack.pure_core.moments import MomentsFitter
 
 from spaces import orthonormal
@@ -21,6 +22,12 @@ def rows(concept, seed, n=60):
     h = torch.randn(n, 6, dtype=torch.float64, generator=g) @ SHARED.T + 3 * SHARED[:, 0]
     own = torch.randn(n, 2, dtype=torch.float64, generator=g)
     return h + (0.5 * own @ CONCEPT.T + 0.5 * CONCEPT[:, 0] if concept else 0)
+
+
+def whole_layer(*values, **changes):
+    """Settings of whole layers, and of neighbours without ordinary pictures."""
+    given = dict(zip((f.name for f in fields(Settings)), values, strict=False))
+    return Settings(**{"structure": "whole layer", "retain_weight": 3.0, **given, **changes})
 
 
 def moments(h):

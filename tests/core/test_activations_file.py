@@ -9,12 +9,11 @@ import pytest
 import torch
 from pure_pack.pure_core.activations import merge_activations
 from pure_pack.pure_core.activations_file import load_activations, save_activations
-from pure_pack.pure_core.basis import Settings
 from pure_pack.pure_core.build import build_basis, build_block
 from pure_pack.pure_core.errors import PureError
 from torch.testing import assert_close
 
-from captures import FORGET, LAYERS, RETAIN, captured, rows
+from captures import FORGET, LAYERS, RETAIN, captured, rows, whole_layer
 from hostile import bombs, mutate, rewrite
 
 
@@ -51,7 +50,7 @@ def test_a_basis_of_ten_files_in_any_order_is_that_of_one_capture(tmp_path):
     assert set(merged.anchors.concepts) == set(names)
     for rule in ("contrast", "energy"):
         for name in LAYERS:
-            parts = [build_block(c.moments[name], RETAIN.moments[name], Settings(rule)) for c in (whole, merged)]
+            parts = [build_block(c.moments[name], RETAIN.moments[name], whole_layer(rule)) for c in (whole, merged)]
             one, many = (edit.u @ edit.m.T for edit in parts)
             assert_close(many, one, rtol=0, atol=1e-10 * float(one.abs().max()))
 
@@ -64,7 +63,7 @@ def test_without_the_recipe_no_word_is_in_the_file_and_a_basis_still_is(tmp_path
     assert b"miplo" not in retain.read_bytes()
     assert b"zorbo" in save_activations(FORGET, tmp_path / "c.safetensors").read_bytes()  # control
     named, unnamed = (
-        build_basis(f, r, Settings())[0]
+        build_basis(f, r, whole_layer())[0]
         for f, r in ((FORGET, RETAIN), (load_activations(forget), load_activations(retain)))
     )
     for name in LAYERS:
@@ -94,7 +93,7 @@ DAMAGED = [
     (lambda t, h: t[first(t, "factor")][-1].mul_(2), "numbers are not"),
     (lambda t, h: h.update(content="0"), "numbers are not"),
     (lambda t, h: t[first(t, "sums")].mul_(2), "sums are not"),
-    (lambda t, h: t.update({first(t, "factor"): t[first(t, "factor")].float()}), "not float64"),
+    (lambda t, h: t.update({first(t, "factor"): t[first(t, "factor")].half()}), "not float32 or float64"),
     (lambda t, h: t.update({first(t, "ones"): torch.zeros(1000, dtype=torch.float64)}), "is not a file of PURE"),
     (lambda t, h: t.update({first(t, "sums"): torch.zeros(5, 32, dtype=torch.float64)}), "is not a file of PURE"),
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from pure_pack.pure_core.basis import TENSORS, Settings
+from pure_pack.pure_core.basis import TENSORS
 from pure_pack.pure_core.basis_file import load_basis, save_basis
 from pure_pack.pure_core.build import build_basis
 from pure_pack.pure_core.checked_file import MOST_HEADER
@@ -18,14 +18,14 @@ from pure_pack.pure_core.errors import PureError
 from safetensors import safe_open
 from torch.testing import assert_close
 
-from captures import FORGET, LAYERS, RETAIN
+from captures import FORGET, LAYERS, RETAIN, whole_layer
 from hostile import bombs, mutate, rewrite
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def basis(rule="energy", **settings):
-    return build_basis(FORGET, RETAIN, Settings(rule, retain_energy=0.9, **settings))[0]
+    return build_basis(FORGET, RETAIN, whole_layer(rule, retain_energy=0.9, **settings))[0]
 
 
 @pytest.mark.parametrize("structure", ["whole layer", "per head"])

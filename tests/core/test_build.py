@@ -6,21 +6,23 @@ from pure_pack.pure_core.activations import merge_activations
 from pure_pack.pure_core.basis import TENSORS, Settings
 from pure_pack.pure_core.build import build_basis, describe_basis
 from pure_pack.pure_core.charts import basis_chart
+from pure_pack.pure_core.contrast import RIDGE, contrast_directions, removed_share
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.leakage import movement
+from pure_pack.pure_core.moments import mixed
 from pure_pack.pure_core.neighbours import TWIN, closest_kept
 from pure_pack.pure_core.projection import edit_matrix
 from pure_pack.pure_core.prompts import EMPTY
 from torch.testing import assert_close
 
-from captures import CONCEPT, FORGET, HEADS, LAYERS, RETAIN, SHARED, D, captured, rows
+from captures import CONCEPT, FORGET, HEADS, LAYERS, RETAIN, SHARED, D, captured, rows, whole_layer
 from spaces import orthonormal
 
 WORKING = [
-    Settings("contrast", retain_weight=0.2, max_rank=2, centering="none"),
-    Settings("energy", 0.9999, 0.999, centering="none"),
-    Settings("energy", 0.9999, 0.99, centering="retain mean"),
-    Settings("contrast", retain_weight=0.2, max_rank=2, centering="retain mean"),
+    whole_layer("contrast", retain_weight=0.2, max_rank=2, centering="none"),
+    whole_layer("energy", 0.9999, 0.999, centering="none"),
+    whole_layer("energy", 0.9999, 0.99, centering="retain mean"),
+    whole_layer("contrast", retain_weight=0.2, max_rank=2, centering="retain mean"),
 ]
 
 
@@ -56,22 +58,22 @@ def test_a_usual_energy_pair_erases_less_than_a_high_and_a_low_one():
         return left(h, h @ e.T, CONCEPT, mean, mean @ e.T)
 
     assert (
-        remaining(Settings("energy", 0.9, 0.99, centering="none"))
+        remaining(whole_layer("energy", 0.9, 0.99, centering="none"))
         > 0.9
         > 0.2
-        > remaining(Settings("energy", 0.9999, 0.99, centering="none"))
+        > remaining(whole_layer("energy", 0.9999, 0.99, centering="none"))
     )
 
 
 @pytest.mark.parametrize("rule", ["energy", "contrast"])
 def test_per_head_edits_are_block_diagonal(rule):
-    basis, _ = build_basis(FORGET, RETAIN, Settings(rule, retain_energy=0.9, structure="per head", max_rank=1))
+    basis, _ = build_basis(FORGET, RETAIN, whole_layer(rule, retain_energy=0.9, structure="per head", max_rank=1))
     for b in basis.sites.values():
         e = edit_matrix(b.u, b.m)
         mask = torch.block_diag(*[torch.ones(D // HEADS, D // HEADS)] * HEADS).bool()
         assert e[~mask].abs().max() == 0
         assert (e - torch.eye(D))[mask].abs().max() > 1e-3
-    whole, _ = build_basis(FORGET, RETAIN, Settings(rule, retain_energy=0.9))
+    whole, _ = build_basis(FORGET, RETAIN, whole_layer(rule, retain_energy=0.9))
     assert edit_matrix(whole.sites[LAYERS[0]].u, whole.sites[LAYERS[0]].m)[~mask].abs().max() > 1e-3  # control
 
 
@@ -80,7 +82,7 @@ def test_layers_and_heads_without_energy_are_left_alone_and_named():
     dead_head[:, :8] = 0
     forget = captured("forget", ["zorbo"], [dead_head, torch.zeros(60, D, dtype=torch.float64)])
     for rule in ("energy", "contrast"):
-        basis, warnings = build_basis(forget, RETAIN, Settings(rule, retain_energy=0.9, structure="per head"))
+        basis, warnings = build_basis(forget, RETAIN, whole_layer(rule, retain_energy=0.9, structure="per head"))
         first, second = (basis.sites[n] for n in LAYERS)
         assert second.rank == 0
         assert any(LAYERS[1] in w and "no energy" in w for w in warnings)
@@ -88,32 +90,32 @@ def test_layers_and_heads_without_energy_are_left_alone_and_named():
         assert first.rank > 0
         assert f"{LAYERS[1]}: width {D}, rank 0" in describe_basis(basis, warnings)
     with pytest.raises(PureError, match="left no trace"):
-        build_basis(captured("forget", ["zorbo"], [torch.zeros(4, D, dtype=torch.float64)] * 2), RETAIN, Settings())
+        build_basis(captured("forget", ["zorbo"], [torch.zeros(4, D, dtype=torch.float64)] * 2), RETAIN, whole_layer())
 
 
 def test_without_retain_everything_the_forget_rows_share_goes():
-    basis, _ = build_basis(FORGET, None, Settings("energy", 1.0))
+    basis, _ = build_basis(FORGET, None, whole_layer("energy", 1.0))
     h, b = FORGET.moments[LAYERS[0]].factor, basis.sites[LAYERS[0]]
     assert (h @ edit_matrix(b.u.double(), b.m.double()).T).square().sum() < 1e-9 * h.square().sum()
 
 
 def test_without_retain_the_mean_cannot_be_taken_off_and_the_report_says_so():
     for rule in ("energy", "contrast"):
-        centred, warnings = build_basis(FORGET, None, Settings(rule, centering="retain mean"))
-        plain, _ = build_basis(FORGET, None, Settings(rule, centering="none"))
+        centred, warnings = build_basis(FORGET, None, whole_layer(rule, centering="retain mean"))
+        plain, _ = build_basis(FORGET, None, whole_layer(rule, centering="none"))
         assert "Nothing is listed to keep" in warnings[0]
-        assert not any("Nothing is listed" in w for w in build_basis(FORGET, RETAIN, Settings(rule))[1])
+        assert not any("Nothing is listed" in w for w in build_basis(FORGET, RETAIN, whole_layer(rule))[1])
         assert all(torch.equal(centred.sites[n].u, plain.sites[n].u) for n in LAYERS)
 
 
 def test_max_rank_caps():
     for rule in ("energy", "contrast"):
-        basis, _ = build_basis(FORGET, RETAIN, Settings(rule, max_rank=1))
+        basis, _ = build_basis(FORGET, RETAIN, whole_layer(rule, max_rank=1))
         assert {b.rank for b in basis.sites.values()} == {1}
 
 
 def test_the_retain_mean_is_kept_when_it_is_taken_off():
-    basis, _ = build_basis(FORGET, RETAIN, Settings("energy", 0.9999, 0.3, centering="retain mean"))
+    basis, _ = build_basis(FORGET, RETAIN, whole_layer("energy", 0.9999, 0.3, centering="retain mean"))
     for name, b in basis.sites.items():
         mean = RETAIN.moments[name].mean
         assert (edit_matrix(b.u.double(), b.m.double()) @ mean - mean).norm() < 1e-5 * mean.norm()
@@ -125,34 +127,34 @@ def test_the_retain_mean_is_kept_when_it_is_taken_off():
         (
             FORGET,
             captured("retain", ["Miplo", "ZORBO"], [rows(False, 3), rows(False, 4)]),
-            Settings(),
+            whole_layer(),
             "zorbo': in both lists",
         ),
-        (RETAIN, None, Settings(), "of prompts to keep"),
-        (FORGET, FORGET, Settings(), "of prompts to forget"),
+        (RETAIN, None, whole_layer(), "of prompts to keep"),
+        (FORGET, FORGET, whole_layer(), "of prompts to forget"),
         (
             FORGET,
             captured("retain", ["m"], [rows(False, 3), rows(False, 4)], heads=2),
-            Settings(),
+            whole_layer(),
             "different models: layer input_blocks.1.1",
         ),
         (
             FORGET,
             captured("retain", ["twin"], [rows(True, 1), rows(True, 2)]),
-            Settings("energy", 0.9, 1.0),
+            whole_layer("energy", 0.9, 1.0),
             "would change nothing",
         ),
-        (FORGET, RETAIN, Settings(retain_weight=1e12), "would change nothing"),
+        (FORGET, RETAIN, whole_layer(retain_weight=1e12), "would change nothing"),
         (
             FORGET,
             captured("retain", ["m"], [rows(False, 3), rows(False, 4)], prompts=["a photo of Zorbo", "zorbo"]),
-            Settings(),
+            whole_layer(),
             "zorbo': in both lists",
         ),
         (
             FORGET,
             captured("retain", ["m"], [rows(False, 3), rows(False, 4)], weights="cd"),
-            Settings(),
+            whole_layer(),
             "the attention weights",
         ),
     ],
@@ -176,23 +178,23 @@ def test_what_would_not_work_is_refused(forget, retain, settings, words):
 )
 def test_settings_that_are_not_offered_are_refused(values, words):
     with pytest.raises(PureError, match=words):
-        Settings(**values)
+        whole_layer(**values)
 
 
 def test_weak_bases_are_warned_of():
-    _, warnings = build_basis(FORGET, RETAIN, Settings("energy", 0.3, 0.9, centering="none"))
+    _, warnings = build_basis(FORGET, RETAIN, whole_layer("energy", 0.3, 0.9, centering="none"))
     assert any("Rank 1" in w for w in warnings)
     assert any("less than a tenth" in w for w in warnings)
     _, warnings = build_basis(
-        FORGET, captured("retain", ["twin"], [rows(True, 11, 500), rows(True, 12, 500)]), Settings("contrast")
+        FORGET, captured("retain", ["twin"], [rows(True, 11, 500), rows(True, 12, 500)]), whole_layer("contrast")
     )
     assert any("less than half of the concept" in w for w in warnings)
-    assert build_basis(FORGET, RETAIN, Settings())[1] == []  # control
+    assert build_basis(FORGET, RETAIN, whole_layer())[1] == []  # control
 
 
 def test_captures_made_in_different_ways_are_warned_of():
     basis, warnings = build_basis(
-        FORGET, captured("retain", ["m"], [rows(False, 3, 200), rows(False, 4, 200)], steps=4, seed=7), Settings()
+        FORGET, captured("retain", ["m"], [rows(False, 3, 200), rows(False, 4, 200)], steps=4, seed=7), whole_layer()
     )
     assert len(warnings) == 1
     assert "differ in steps, seed" in warnings[0]
@@ -201,7 +203,9 @@ def test_captures_made_in_different_ways_are_warned_of():
 
 def test_without_retain_the_edit_does_not_depend_on_the_scale_of_the_activations():
     bases = [
-        build_basis(captured("forget", ["zorbo"], [scale * rows(True, 1), scale * rows(True, 2)]), None, Settings())[0]
+        build_basis(captured("forget", ["zorbo"], [scale * rows(True, 1), scale * rows(True, 2)]), None, whole_layer())[
+            0
+        ]
         for scale in (1.0, 1e-3)
     ]
     for one, other in zip(*(b.sites.values() for b in bases), strict=True):
@@ -223,7 +227,7 @@ def test_merging_captures_adds_rows_and_concepts_and_refuses_what_does_not_fit()
     assert merged.count == 120
     assert merged.anchors.concepts == ("x", "y")
     whole = captured("retain", ["x", "y"], [torch.cat([rows(False, 50 + i), rows(False, 60 + i)]) for i in range(2)])
-    one, two = (build_basis(FORGET, r, Settings())[0].sites[LAYERS[0]] for r in (merged, whole))
+    one, two = (build_basis(FORGET, r, whole_layer())[0].sites[LAYERS[0]] for r in (merged, whole))
     assert_close(edit_matrix(one.u, one.m), edit_matrix(two.u, two.m), rtol=0, atol=1e-5)
     for change, words in (
         ({"steps": 9}, "differ in steps"),
@@ -247,25 +251,25 @@ def test_a_twin_among_the_kept_is_named_and_a_neighbour_is_not():
     pairs = closest_kept(forget, retain)
     assert [(p.forgotten, p.kept) for p in pairs] == [("zorbo", "a twin")]
     assert pairs[0].likeness > TWIN
-    warnings = build_basis(forget, retain, Settings())[1]
+    warnings = build_basis(forget, retain, whole_layer())[1]
     assert any("'a twin' in the keep list is rendered almost like 'zorbo'" in w for w in warnings)
     others = captured("retain", ["one", "another", "third"], [torch.cat(kept[1:])] * 2)
-    assert not any("almost like" in w for w in build_basis(forget, others, Settings())[1])  # control
-    report = describe_basis(*build_basis(forget, others, Settings()), closest_kept(forget, others))
+    assert not any("almost like" in w for w in build_basis(forget, others, whole_layer())[1])  # control
+    report = describe_basis(*build_basis(forget, others, whole_layer()), closest_kept(forget, others))
     assert "Closest to zorbo: " in report
 
 
 def test_an_empty_keep_list_and_no_weight_are_warned_of():
     empty = captured("retain", [EMPTY], [rows(False, 3), rows(False, 4)])
-    assert "Only the empty prompt is listed to keep" in build_basis(FORGET, empty, Settings())[1][0]
-    assert "retain_weight is 0" in build_basis(FORGET, RETAIN, Settings(retain_weight=0))[1][0]
-    assert build_basis(FORGET, RETAIN, Settings())[1] == []  # control
+    assert "Only the empty prompt is listed to keep" in build_basis(FORGET, empty, whole_layer())[1][0]
+    assert "retain_weight is 0" in build_basis(FORGET, RETAIN, whole_layer(retain_weight=0))[1][0]
+    assert build_basis(FORGET, RETAIN, whole_layer())[1] == []  # control
 
 
 def test_a_weight_above_every_ratio_is_blamed_and_not_the_keep_list():
     with pytest.raises(PureError, match=r"at most \d+ times stronger .* retain_weight is 1e\+12: lower it"):
-        build_basis(FORGET, RETAIN, Settings(retain_weight=1e12))
-    _, warnings = build_basis(FORGET, RETAIN, Settings(retain_weight=1e4))
+        build_basis(FORGET, RETAIN, whole_layer(retain_weight=1e12))
+    _, warnings = build_basis(FORGET, RETAIN, whole_layer(retain_weight=1e4))
     assert any("retain_weight is 10000: lower it" in w for w in warnings)
     assert not any("twins" in w for w in warnings)
 
@@ -283,3 +287,54 @@ def test_a_basis_is_finite_whatever_the_scale_of_the_activations(scale, retain):
         for edit in basis.sites.values():
             assert all(torch.isfinite(getattr(edit, part)).all() for part in TENSORS)
         basis_chart(basis)
+
+
+ORDINARY = captured("retain", ["a red circle", "a blue star"], [rows(False, 5, 100), rows(False, 6, 100)])
+
+
+def test_ordinary_pictures_are_their_share_of_what_is_kept():
+    """Against the second moment and the mean put together by hand; how many rows each capture has does not count."""
+    settings = whole_layer(ordinary_share=0.25)
+    basis, _ = build_basis(FORGET, RETAIN, settings, ORDINARY)
+    for i, name in enumerate(LAYERS):
+        kept, other, forget = rows(False, 3 + i, 200), rows(False, 5 + i, 100), rows(True, 1 + i)
+        mean = 0.75 * kept.mean(0) + 0.25 * other.mean(0)
+        b = 0.75 * kept.T @ kept / 200 + 0.25 * other.T @ other / 100
+        b += RIDGE * torch.trace(b) / D * torch.eye(D, dtype=torch.float64)
+        a = (forget - mean).T @ (forget - mean) / len(forget)
+        exact = torch.eye(D, dtype=torch.float64) - settings.retain_weight * b @ torch.linalg.inv(
+            a + settings.retain_weight * b
+        )
+        edit = basis.sites[name]
+        values, x, bx = contrast_directions(
+            FORGET.moments[name].minus(mean), mixed(RETAIN.moments[name], ORDINARY.moments[name], 0.25), 3.0
+        )
+        assert_close(edit.values.double(), values[: edit.rank], rtol=1e-6, atol=0)
+        got = (bx * removed_share(values[: x.shape[1]], 3.0)) @ x.T
+        assert torch.linalg.matrix_norm(got - exact, 2) < 0.06 * torch.linalg.matrix_norm(
+            exact, 2
+        )  # the shares cut off
+    alone, _ = build_basis(FORGET, RETAIN, settings)
+    assert not torch.allclose(alone.sites[LAYERS[0]].u, basis.sites[LAYERS[0]].u)  # control
+
+
+def test_ordinary_pictures_alone_are_all_that_is_kept():
+    alone, warnings = build_basis(FORGET, None, whole_layer(), ORDINARY)
+    as_list, _ = build_basis(FORGET, ORDINARY, whole_layer())
+    assert_close(alone.sites[LAYERS[0]].u, as_list.sites[LAYERS[0]].u)
+    assert not any("Nothing is listed to keep" in w for w in warnings)
+    assert "2 ordinary pictures" in describe_basis(alone, warnings)
+
+
+def test_without_ordinary_pictures_a_low_weight_is_warned_of():
+    assert "hardly spared" in build_basis(FORGET, RETAIN, Settings())[1][0]
+    assert build_basis(FORGET, RETAIN, Settings(), ORDINARY)[1] == []  # control
+    assert build_basis(FORGET, RETAIN, Settings(retain_weight=3.0))[1] == []  # control
+
+
+def test_what_is_no_capture_of_ordinary_pictures_is_refused():
+    with pytest.raises(PureError, match="PURE Capture Ordinary Pictures there"):
+        build_basis(FORGET, RETAIN, Settings(), FORGET)
+    other = captured("retain", ["a red circle"], [rows(False, 5), rows(False, 6)], weights="another")
+    with pytest.raises(PureError, match="capture of ordinary pictures differ in the attention weights"):
+        build_basis(FORGET, RETAIN, Settings(), other)

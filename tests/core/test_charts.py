@@ -3,13 +3,12 @@
 import time
 
 import torch
-from pure_pack.pure_core.basis import Settings
 from pure_pack.pure_core.build import build_basis
 from pure_pack.pure_core.charts import BLUE, ORANGE, SIZE, basis_chart, leakage_chart
 from pure_pack.pure_core.grid import comparison_grid
 from pure_pack.pure_core.leakage import Measured, SiteLeakage
 
-from captures import FORGET, RETAIN
+from captures import FORGET, RETAIN, whole_layer
 
 
 def blue(picture):
@@ -20,7 +19,7 @@ def blue(picture):
 def test_the_basis_chart_shows_the_basis_and_is_the_same_each_time():
     pictures = [
         basis_chart(build_basis(FORGET, RETAIN, s)[0])
-        for s in (Settings("contrast"), Settings("contrast"), Settings("energy", 0.9999, 0.99))
+        for s in (whole_layer("contrast"), whole_layer("contrast"), whole_layer("energy", 0.9999, 0.99))
     ]
     for picture in pictures:
         assert picture.shape == (1, SIZE[1], SIZE[0], 3)
@@ -32,7 +31,7 @@ def test_the_basis_chart_shows_the_basis_and_is_the_same_each_time():
 
 def test_the_spectrum_of_the_contrast_rule_shows_ratios_the_weight_and_the_kept_rank():
     def shown(**changes):
-        return basis_chart(build_basis(FORGET, RETAIN, Settings("contrast", **changes))[0])
+        return basis_chart(build_basis(FORGET, RETAIN, whole_layer("contrast", **changes))[0])
 
     assert not torch.equal(shown(retain_weight=3.0), shown(retain_weight=3.5))
     orange = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from pure_pack.pure_core.contrast import contrast_directions, removed_share
+from pure_pack.pure_core.contrast import RIDGE, contrast_directions, removed_share
 from pure_pack.pure_core.energy import factors, mean_squared_sine
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.moments import MomentsFitter, merge
@@ -65,7 +65,7 @@ def test_the_contrast_edit_is_the_least_squares_one_at_every_scale(forget, keep,
     h_f, h_r = normal(forget, D, seed), normal(keep, D, seed + 1) + 1.0
     ratios, x, bx = contrast_directions(moments(h_f * scale), moments(h_r * scale), weight)
     a, b = h_f.T @ h_f / forget, h_r.T @ h_r / keep
-    b += 0.0125 * torch.trace(b) / D * torch.eye(D, dtype=torch.float64)
+    b += RIDGE * torch.trace(b) / D * torch.eye(D, dtype=torch.float64)
     exact = torch.eye(D, dtype=torch.float64) - weight * b @ torch.linalg.inv(a + weight * b)
     dropped = removed_share(ratios[x.shape[1] :], weight)
     assert (dropped < 0.05 + 1e-9).all() or x.shape[1] == 1

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from pure_pack.pure_core.errors import PureError
-from pure_pack.pure_core.moments import MomentsFitter, merge
+from pure_pack.pure_core.moments import MomentsFitter, merge, mixed
 from torch.testing import assert_close
 
 
@@ -41,6 +41,18 @@ def test_merged_in_pieces_equals_all_at_once(n, k):
     right = merge(fit(a, d=20), merge(fit(b, d=20), fit(c, d=20)))
     for merged in (left, right):
         check(merged, torch.cat([a, b, c]))
+
+
+@pytest.mark.parametrize(("n", "k"), [(5, 4), (90, 5), (4, 200)])
+def test_mixed_moments_have_the_weighted_mean_and_second_moment(n, k):
+    a, b = rows(n, 20), rows(k, 20, 1) * 2
+    for share in (0.0, 0.3, 1.0):
+        got = mixed(fit(a, d=20), fit(b, d=20), share)
+        assert got.factor.shape[0] <= 21
+        assert_close(got.mean, (1 - share) * a.mean(0) + share * b.mean(0))
+        assert_close(got.second_moment(), (1 - share) * a.T @ a / n + share * b.T @ b / k)
+        assert_close(got.ones @ got.ones, torch.tensor(float(got.count), dtype=torch.float64))
+    assert not torch.allclose(mixed(fit(a, d=20), fit(b, d=20), 0.3).mean, merge(fit(a, d=20), fit(b, d=20)).mean)
 
 
 @pytest.mark.parametrize("n", [4, 300])

@@ -50,6 +50,24 @@ def test_the_text_basis_projects_embeddings_and_spares_the_retained():
     assert (F @ peers.text_basis_edit(F, apart, 1.0, 1.0).T).norm() < 1e-9 * F.norm()
 
 
+def test_oce_is_the_rotation_that_its_objective_asks_for():
+    """Of all rotations Q the one with the largest tr(Q^T M): no small rotation away from it has more."""
+    scales = (5.0, 0.3, 0.5, 0.1)
+    q = peers.oce_rotation(W, F, C, R, R, scales)
+    assert_close(q @ q.T, torch.eye(7, dtype=torch.float64), rtol=0, atol=1e-9)
+    assert_close(torch.linalg.det(q), torch.tensor(1.0, dtype=torch.float64), rtol=0, atol=1e-9)
+    g, kept = (peers.span_projector(rows @ W.T) for rows in (F, C))
+    assert_close(g @ (F @ W.T).T, (F @ W.T).T, rtol=0, atol=1e-9)
+    outputs = R @ W.T
+    m = -5 * g @ (torch.eye(7, dtype=torch.float64) - kept) + 0.3 * outputs.T @ outputs
+    m += 0.5 * W @ (R.T @ R / len(R)) @ W.T + 0.1 * W @ W.T
+    for _ in range(20):
+        skew = torch.randn(7, 7, dtype=torch.float64, generator=G)
+        turned = torch.matrix_exp(1e-2 * (skew - skew.T)) @ q
+        assert (turned * m).sum() <= (q * m).sum()
+    assert (torch.eye(7, dtype=torch.float64) * m).sum() < (q * m).sum()  # control: it is not no edit
+
+
 @pytest.mark.parametrize(("text", "count"), [("", 1), ("zorbo", 3)])
 def test_rows_are_word_pieces_and_the_end(text, count):
     assert len(peers.token_rows([text])) == count

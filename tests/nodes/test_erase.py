@@ -1,5 +1,7 @@
 """The graph that PURE Erase Concept stands for, and what its dial and its kinds set."""
 
+from dataclasses import replace
+
 import pytest
 from pure_pack.nodes.host import expansion
 from pure_pack.pure_core.errors import PureError
@@ -8,10 +10,9 @@ from pure_pack.pure_core.kinds import KINDS, settings_of, weight_of
 MODEL, CLIP, VAE = ["1", 0], ["1", 1], ["1", 2]
 
 
-def graph_of(links, pictures):
-    erasure = expansion.Erasure(
-        "miplo", "zorbo", "free text", "free text", {"steps": 3}, {"rule": "contrast"}, {"strength": 1.0}, pictures, {}
-    )
+def graph_of(links, pictures, keep="zorbo"):
+    parts = {"steps": 3}, {"rule": "contrast"}, {"strength": 1.0}, pictures, {}
+    erasure = expansion.Erasure("miplo", keep, "free text", {"captions": "a red circle"}, *parts)
     return expansion.expand(erasure, links)
 
 
@@ -28,6 +29,17 @@ def test_each_list_has_its_own_prompts_and_capture():
     assert all(c["model"] == MODEL and c["clip"] == CLIP and c["steps"] == 3 for c in captures)
     assert graph[outputs["model"][0]]["class_type"] == "PURE_ApplyProjection"
     assert graph[outputs["basis"][0]]["class_type"] == "PURE_BuildBasis"
+
+
+@pytest.mark.parametrize("keep", ["zorbo", ""])
+def test_ordinary_pictures_are_kept_beside_the_list_or_alone(keep):
+    graph, outputs = graph_of({"model": MODEL, "clip": CLIP}, "", keep)
+    ordinary = next(name for name, node in graph.items() if node["class_type"] == "PURE_CaptureOrdinary")
+    assert graph[ordinary]["inputs"]["captions"] == "a red circle"
+    built = graph[outputs["basis"][0]]["inputs"]
+    assert built["ordinary"] == [ordinary, 0]
+    assert ("retain" in built) == bool(keep)
+    assert kinds_of(graph).count("CaptureActivations") == 1 + bool(keep)
 
 
 def test_with_a_vae_it_draws_before_and_after():
@@ -47,11 +59,10 @@ def test_a_model_that_comes_by_no_wire_is_refused():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_dial_turns_the_weight_and_nothing_else(kind):
-    little, middle, much = (settings_of(kind, amount, True)[0] for amount in (0.0, 0.5, 1.0))
+    little, middle, much = (settings_of(kind, amount)[0] for amount in (0.0, 0.5, 1.0))
     assert middle.retain_weight == KINDS[kind].retain_weight
     assert little.retain_weight == pytest.approx(100 * middle.retain_weight)
     assert much.retain_weight == pytest.approx(middle.retain_weight / 100)
-    assert little.structure == middle.structure == much.structure == KINDS[kind].structure
-    assert settings_of(kind, 0.5, False)[1] == "values"  # transformers: values alone, per head
+    assert replace(little, retain_weight=middle.retain_weight) == replace(much, retain_weight=middle.retain_weight)
     with pytest.raises(PureError, match="amount must be between"):
         weight_of(float("nan"), 3.0)

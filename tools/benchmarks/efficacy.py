@@ -24,7 +24,7 @@ import torch
 from scipy.stats import spearmanr
 
 from . import attacks, judging, tables
-from .methods import PAPER, PAPER_TRIED, PEERS, PURE_STYLES_TRIED, PURE_TRIED, Pure
+from .methods import ALONE, PAPER, PAPER_TRIED, PEERS, PURE_STYLES_TRIED, PURE_TRIED, Pure
 from mini_sd import studio
 from mini_sd.world import ARTISTS, CHARACTERS
 
@@ -33,6 +33,7 @@ SHORT = {  # groups of pictures in the readers' tables -> their headings
         "named": "named",
         "name_free": "described",
         "others": "others",
+        "sharing 1": "sharing one attribute",
         "shapes": "shapes",
         "background": "background",
     },
@@ -52,10 +53,9 @@ FULL = {
     "shapes": 132,
 }  # of a test of PURE with its defaults: over 1,000 pictures of others and of shapes in all
 PART = {"each": 32, "others": 4, "sharing": 8, "shapes": 18}  # of a test of everything else
-TRY = {"each": 8, "others": 1, "sharing": 0, "shapes": 6}  # of a setting on the choose set
+TRY = {"each": 8, "others": 1, "sharing": 6, "shapes": 8}  # of a setting on the choose set
 SOUP, INVERSIONS = 24, 2
 ASKED_SHORT = {
-    "PURE, one description": {"descriptions": 1},
     "PURE, name alone": {"descriptions": 0},
 }  # beside the peers' defaults, which have the name alone
 
@@ -282,12 +282,18 @@ def ablations(pool: Pool, pure: Pure) -> str:
         )
 
     rows: dict[str, tuple] = {"the nodes' defaults": (({}, {}, {}), {})}
-    rows |= {f"retain weight {w:g}": (({}, {"retain_weight": w}, {}), {}) for w in (0.3, 1.0, 5.0, 10.0, 100.0)}
+    rows |= {f"retain weight {w:g}": (({}, {"retain_weight": w}, {}), {}) for w in (0.02, 0.1, 0.4, 1.0, 10.0)}
+    rows |= {f"ordinary share {s}": (({}, {"ordinary_share": s}, {}), {}) for s in (0.25, 0.75)}
+    rows |= {f"{n} ordinary captions": (({}, {"ordinary": {"count": n}}, {}), {}) for n in (32, 64, 256)}
+    rows["ordinary captions of shapes alone"] = (({}, {"ordinary": {"creatures": 0.0}}, {}), {})
+    rows["other ordinary captions"] = (({}, {"ordinary": {"seed": 1}}, {}), {})
+    rows |= {f"no ordinary pictures, weight {w}": (({}, {**ALONE, "retain_weight": w}, {}), {}) for w in (0.2, 3.0)}
+    rows["no ordinary pictures, weight 3, whole layers"] = (({}, {**ALONE, "structure": "whole layer"}, {}), {})
     rows |= {f"at most {k} directions": (({}, {"max_rank": k}, {}), {}) for k in (1, 2, 4)}
     rows |= {f"where: {w}": (({}, {}, {"where": w}), {}) for w in ("keys and values", "output")}
     rows |= {f"layers: {p}": (({}, {}, {"layers": p}), {}) for p in ("down", "middle", "up")}
     rows |= {f"strength {s}": (({}, {}, {"strength": s}), {}) for s in (0.5, 0.75)}
-    rows["per head"] = (({}, {"structure": "per head"}, {}), {})
+    rows["whole layers"] = (({}, {"structure": "whole layer"}, {}), {})
     rows["2 iterations"] = (({}, {}, {"iterations": 2}), {})
     rows["no centring"] = (({}, {"centering": "none"}, {}), {})
     rows |= {f"{n} descriptions beside the name": (({"descriptions": n}, {}, {}), {}) for n in (0, 1, 2)}

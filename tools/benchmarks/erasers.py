@@ -21,14 +21,16 @@ from pure_pack.nodes.host.reporting import Progress
 from pure_pack.nodes.host.sites import ROOT, attention_sites
 from pure_pack.nodes.host.weights import effective_weight
 from pure_pack.nodes.measure import MeasureLeakage
+from pure_pack.nodes.ordinary import CaptureOrdinary
 from pure_pack.pure_core.moments import MomentsFitter
 from pure_pack.pure_core.prompts import PRESETS, Prompts, anchor_prompts
 
-from mini_sd import studio
+from mini_sd import ordinary, studio
 from mini_sd.world import ARTISTS, CHARACTERS, COLORS, EYES, MARKS, NOUNS, SHAPES, STYLES, TOPPERS, Creature
 
 SIZE = {"width": 64, "height": 64, "batch_size": 16}
 DESCRIPTIONS = 4
+MINE: dict = {}  # ordinary pictures as mini_sd.ordinary has them
 
 
 def call(node, **inputs):
@@ -202,14 +204,29 @@ class Eraser:
             )
         return self._captured[key]
 
-    def erase(self, plan: Plan, apply: dict | None = None, positions: bool = False, **build):
-        """The MODEL after the plan, with the nodes' defaults where nothing is given."""
-        basis = run(
+    def ordinary(self, **captions):
+        """The capture of ordinary pictures of this world; captions: as mini_sd.ordinary.captions takes them."""
+        key = ("ordinary", *sorted(captions.items()))
+        if key not in self._captured:
+            lines = "\n".join(ordinary.captions(**captions))
+            size = {"size": self.settings["width"], "batch_size": self.settings["batch_size"]}
+            parts = {"model": self.model, "clip": self.clip, "captions": lines, "keep_file": False}
+            self._captured[key] = run(CaptureOrdinary, **parts, **size)[0]
+        return self._captured[key]
+
+    def basis(self, plan: Plan, positions: bool = False, ordinary: dict | None = MINE, **build):
+        """The basis of a plan, with the node's defaults where nothing is given; ordinary: captions, None for none."""
+        return run(
             BuildBasis,
             forget=self.merged(plan.forget, "forget", positions),
             retain=self.merged(plan.retain, "retain", positions),
+            ordinary=None if ordinary is None else self.ordinary(**ordinary),
             **build,
         )[0]
+
+    def erase(self, plan: Plan, apply: dict | None = None, **build):
+        """The MODEL after the plan, with the nodes' defaults where nothing is given; build: as `basis` takes it."""
+        basis = self.basis(plan, **build)
         return run(ApplyProjection, model=self.model, basis=basis, **(apply or {}))[0]
 
     def measure(self, model, target: str) -> dict:

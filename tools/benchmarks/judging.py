@@ -208,15 +208,11 @@ def mean(values: list[float]) -> float:
 
 
 def harmonic(share: dict[str, Share]) -> float:
-    """Harmonic mean of what HUB and the paper ask of an eraser: concept gone from named, name-free and (where measured)
-    attack prompts, others retained, and pictures of erased prompts still as asked otherwise (background; style of a
-    character's).
+    """Harmonic mean of all that is asked of an eraser: the concept gone from named, name-free and (where measured)
+    attack prompts; others, plain shapes and, where measured, characters and unnamed things that share one attribute
+    retained; and pictures of erased prompts still as asked otherwise (background; style of a character's).
     """
-    parts = [
-        1 - share["named"].value,
-        1 - share["name_free"].value,
-        share["others"].value,
-        mean([share[k].value for k in ("background", "style") if k in share]),
-    ]
-    parts += [1 - share["soup"].value] if "soup" in share else []
+    parts = [1 - share[k].value for k in ("named", "name_free", "soup") if k in share]
+    parts += [share[k].value for k in ("others", "shapes", "characters", "sharing 1") if k in share]
+    parts.append(mean([share[k].value for k in ("background", "style") if k in share]))
     return 0.0 if min(parts) <= 0 else len(parts) / sum(1 / p for p in parts)

@@ -5,27 +5,35 @@ from __future__ import annotations
 import torch
 
 from . import peers
-from mini_sd import studio
+from mini_sd import ordinary, studio
 from mini_sd.world import CHARACTERS
 
 DESCRIPTIONS = 4
-# What was tried for each eraser on the choose set, as many as PURE's eight; the first is its published (PURE: the
+# What was tried for each eraser on the choose set, about as many as PURE's eight; the first is its published (PURE: the
 # nodes') default.
+ALONE = {"ordinary": None, "retain_weight": 3.0}  # neighbours alone are kept
 PURE_TRIED = {  # label: (plan, build, apply)
     "defaults": ({}, {}, {}),
     "keys and values": ({}, {}, {"where": "keys and values"}),
-    "retain weight 1": ({}, {"retain_weight": 1.0}, {}),
-    "retain weight 8": ({}, {"retain_weight": 8.0}, {}),
-    "one description": ({"descriptions": 1}, {}, {}),
+    "retain weight .1": ({}, {"retain_weight": 0.1}, {}),
+    "retain weight .4": ({}, {"retain_weight": 0.4}, {}),
+    "ordinary share .25": ({}, {"ordinary_share": 0.25}, {}),
+    "no ordinary pictures, weight 3": ({}, ALONE, {}),
+    "no ordinary pictures, weight 3, whole layers": ({}, {**ALONE, "structure": "whole layer"}, {}),
     "name alone": ({"descriptions": 0}, {}, {}),
-    "per head": ({}, {"structure": "per head"}, {}),
-    "per head, retain weight 8": ({}, {"structure": "per head", "retain_weight": 8.0}, {}),
 }
 # the paper's rule: energies forget / retain, iterations; with one description beside the name, and with all
 PAPER_TRIED = {
     f"{f}/{r}, {n} times, {d} descriptions": (
         {"descriptions": d},
-        {"rule": "energy", "centering": "none", "forget_energy": f, "retain_energy": r},
+        {
+            "rule": "energy",
+            "centering": "none",
+            "structure": "whole layer",
+            "ordinary": None,
+            "forget_energy": f,
+            "retain_energy": r,
+        },
         {"where": "keys and values", "iterations": n},
     )
     for d in (1, DESCRIPTIONS)
@@ -33,18 +41,7 @@ PAPER_TRIED = {
 }
 PAPER = "0.9999/0.5, 1 times, 1 descriptions"
 PURE_STYLES_TRIED = {  # for artists; their plan has no name without its descriptions' phrasings to vary
-    **{
-        k: PURE_TRIED[k]
-        for k in (
-            "defaults",
-            "keys and values",
-            "retain weight 1",
-            "retain weight 8",
-            "per head",
-            "per head, retain weight 8",
-        )
-    },
-    "per head, keys and values": ({}, {"structure": "per head"}, {"where": "keys and values"}),
+    **{k: v for k, v in PURE_TRIED.items() if k != "name alone"},
     "no plain things retained": ({"plain": False}, {}, {}),
 }
 TEXT_TRIED = {
@@ -65,6 +62,11 @@ UCE_TRIED = {
     f"lam {lam}, preserve {p}, guide '{guide}'" + (", descriptions" if d else ""): (d, lam, p, guide)
     for d in (0, DESCRIPTIONS)
     for lam, p, guide in ((0.5, 1, ""), (50, 1, ""), (0.5, 0.02, ""), (0.5, 1, "a picture"))
+}
+OCE_TRIED = {  # s, p, g, lam: its parser's defaults, then its script's for a style, and between
+    f"s {s:g}, p {p:g}, g {g:g}, lam {lam:g}" + (", descriptions" if d else ""): (d, (s, p, g, lam))
+    for d in (0, DESCRIPTIONS)
+    for s, p, g, lam in ((1, 0.3, 0.5, 1.5), (500, 1, 10, 10), (20, 0.3, 0.5, 1.5))
 }
 NEGATIVE_TRIED = {"name": 0, "name and descriptions": DESCRIPTIONS}
 
@@ -131,6 +133,14 @@ def uce(target, setting):
     ), ""
 
 
+def oce(target, setting):
+    descriptions, scales = setting
+    asked = plan(target, descriptions)
+    forget, guide = peers.last_subject_tokens(bare(asked.forget)), peers.last_subject_tokens([""])
+    preserve, general = peers.last_subject_tokens(bare(asked.retain)), peers.token_rows(list(ordinary.captions()))
+    return peers.rotated(lambda w: peers.oce_rotation(w, forget, guide, preserve, general, scales)), ""
+
+
 def negative(target, descriptions):
     return None, ", ".join(bare(plan(target, descriptions).forget))
 
@@ -138,6 +148,7 @@ def negative(target, descriptions):
 PEERS = {
     "UCE": (uce, UCE_TRIED),
     "CURE": (cure, CURE_TRIED),
+    "OCE": (oce, OCE_TRIED),
     "text basis": (text_basis, TEXT_TRIED),
     "negative prompt": (negative, NEGATIVE_TRIED),
 }

@@ -1,7 +1,7 @@
 """The closed-form erasers that PURE is compared with, from their published formulas, on the narrow U-Net's key and
 value weights.
 
-Rows are text embeddings (n, 128); weights (80, 128) act on them from the left, so edits multiply on the right. Nothing
+Rows are text embeddings (n, 128); weights (80, 128) act on them from the left, so edits multiply on the right (OCE's on the left). Nothing
 of the pack is used here.
 
     UCE (Gandikota et al., unified-concept-editing)    W (lam I + s_e sum c* c^T + s_p sum c_p c_p^T) (lam I + s_e sum c
@@ -9,8 +9,13 @@ of the pack is used here.
         which is (lam W + s_e sum W c* c^T + s_p sum W c_p c_p^T) (...)^-1; c: embedding of a concept's last subject
         token, c*: of the guide's
     CURE (arXiv 2505.12677)                            W (I - P_f + P_f P_r), P = V diag(f) V^T, f = a r / ((a - 1) r +
-    1), r = s^2 / sum s^2 text basis (PURE's own ablation)                   W (I - P_F (I - P_R)), P from the top
-    right-singular vectors of embedding rows by energy
+        1), r = s^2 / sum s^2
+    text basis (PURE's own ablation)                   W (I - P_F (I - P_R)), P from the top right-singular vectors of
+        embedding rows by energy
+    OCE (arXiv 2605.28902)                             Q W for value weights alone, Q = U V^T of the SVD of
+        -s G (I - G*) + p sum (W c_p)(W c_p)^T + g W C W^T + lam W W^T: the rotation that takes what W makes of the
+        concept (G projects on it) out of its place and leaves the rest where it is; G*: of the guide, C: second moment
+        of ordinary captions' tokens. The last column of U is flipped where the determinant would be -1
 """
 
 from __future__ import annotations
@@ -88,3 +93,37 @@ def text_basis_edit(forget: Tensor, retain: Tensor, forget_energy: float, retain
     """PURE's E of embedding rows instead of activations."""
     eye = torch.eye(forget.shape[1], dtype=forget.dtype)
     return eye - energy_projector(forget, forget_energy) @ (eye - energy_projector(retain, retain_energy))
+
+
+def span_projector(rows: Tensor) -> Tensor:
+    """G of rows (n, d): onto the span of the rows, each of unit length, orthonormalised."""
+    q, r = torch.linalg.qr(torch.nn.functional.normalize(rows).T)
+    q = q[:, r.diagonal().abs() > 1e-9]
+    return q @ q.T
+
+
+def oce_rotation(
+    weight: Tensor,
+    forget: Tensor,
+    guide: Tensor,
+    preserve: Tensor,
+    general: Tensor,
+    scales: tuple[float, float, float, float] = (1.0, 0.3, 0.5, 1.5),
+) -> Tensor:
+    """OCE's Q for one value weight (d, e). scales: s, p, g, lam; its parser's defaults are 1, .3, .5, 1.5."""
+    s, p, g, lam = scales
+    w, eye = weight.double(), torch.eye(weight.shape[0], dtype=torch.float64)
+    taken, kept = span_projector(forget @ w.T), span_projector(guide @ w.T)
+    outputs, moment = preserve @ w.T, general.T @ general / len(general)
+    m = -s * taken @ (eye - kept) + p * outputs.T @ outputs + g * w @ moment @ w.T + lam * w @ w.T
+    u, _, vh = torch.linalg.svd(m)
+    if torch.linalg.det(u @ vh) < 0:
+        u = torch.cat([u[:, :-1], -u[:, -1:]], 1)
+    return u @ vh
+
+
+def rotated(rotation_of) -> dict[str, Tensor]:
+    """All value weights of cross-attention, each multiplied from the left by what rotation_of makes of it."""
+    return {
+        k: (rotation_of(w) @ w.double()).float() for k, w in load_unet_state().items() if k.endswith("attn2.to_v.weight")
+    }

@@ -20,7 +20,6 @@ inprocess.start()  # before anything of comfy is imported
 
 import torch
 from pure_pack.nodes.apply import ApplyProjection
-from pure_pack.nodes.basis import BuildBasis
 from pure_pack.nodes.host.identity import weights_identity
 from pure_pack.nodes.host.sites import attention_sites
 from pure_pack.pure_core.activations import weights_distance
@@ -82,15 +81,11 @@ def main() -> int:
     plans = {target: character_plan(target) for target in TARGETS}
     entries = {target: judging.character_entries(target, "test", 16, 1, 0, 0) for target in TARGETS}
 
-    def basis_of(eraser: Eraser, target: str):
-        sides = {side: eraser.merged(getattr(plans[target], side), side) for side in ("forget", "retain")}
-        return run(BuildBasis, **sides)[0]
-
     def seen(weights_for) -> list[dict]:
         return [judging.shares(judging.see(weights_for(target), entries[target], beside=False)) for target in TARGETS]
 
     with torch.inference_mode():
-        bases = {target: basis_of(original, target) for target in TARGETS}
+        bases = {target: original.basis(plans[target]) for target in TARGETS}
         before = narrow(original.model)
         changed = {
             t: {k: v - before[k] for k, v in narrow(run(ApplyProjection, model=original.model, basis=b)[0]).items()}
@@ -114,7 +109,7 @@ def main() -> int:
             label = f"{distance:.1%} ({steps} steps of {peak:g})" if steps else "0 (the original)"
             for name, weights_for in (
                 ("no edit", lambda t, floats=floats: floats),
-                ("its own basis", lambda t, eraser=eraser: by(basis_of(eraser, t))),
+                ("its own basis", lambda t, eraser=eraser: by(eraser.basis(plans[t]))),
                 ("the original's basis", lambda t: by(bases[t])),
                 ("the original's LoRA", by_lora),
             ):

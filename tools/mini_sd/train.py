@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from .narrow import Judge, TextEncoder, UNet, decoder, encoder
+from .narrow import Judge, TextEncoder, UNet, decoder, encoder, load_unet_state
 from .render import SIZE, encode, render
-from .studio import BOS, EOS, padded_ids, sigmas, word_ids
+from .studio import BOS, EOS, padded_ids, sigmas, text_encoder, vae_encoder, word_ids
 from .world import BACKGROUNDS, CHARACTERS, STYLES, caption, sample_scene
 
 CAPTIONS = 6  # of each scene
@@ -190,9 +190,13 @@ def train_judge(images, labels, enc, dec, seconds, batch, device):
     return judge.eval()
 
 
-def train_generator(latents, text, seconds, batch, device, peak):
+def train_generator(latents, text, seconds, batch, device, peak, tune=False):
+    """Text encoder and U-Net, from nothing or (tune) from the weights that are there."""
     dense = dense_index()
     unet, encode_text = UNet().to(device), TextEncoder(len(dense)).to(device)
+    if tune:
+        unet.load_state_dict(load_unet_state())
+        encode_text.load_state_dict(text_encoder()[0].state_dict())
     params = [*unet.parameters(), *encode_text.parameters()]
     average = [p.detach().clone() for p in params]
     opt = torch.optim.AdamW(params, lr=peak, betas=(0.9, 0.98), weight_decay=1e-3, fused=device.type == "cuda")
@@ -237,6 +241,7 @@ def main():
     p.add_argument("--vae-batch", type=int, default=256)
     p.add_argument("--peak", type=float, default=1e-3)
     p.add_argument("--workers", type=int, default=14)
+    p.add_argument("--tune", action="store_true", help="text encoder and U-Net alone, from the weights that are there")
     p.add_argument("--out", type=Path, required=True)
     a = p.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -249,14 +254,19 @@ def main():
 
     scenes = make_scenes(a.count, a.workers)  # before the GPU is touched: it forks
     images, labels, text = make_data(scenes, device)
-    enc, dec = train_autoencoder(images, a.vae_seconds, a.vae_batch, device)
-    save_file(half(enc), a.out / "vae_encoder.safetensors")
-    save_file(half(dec), a.out / "vae_decoder.safetensors")
-    judge = train_judge(images, labels, enc, dec, a.judge_seconds, 512 if device.type == "cuda" else 64, device)
-    save_file({k: v.detach().cpu().contiguous() for k, v in judge.state_dict().items()}, a.out / "judge.safetensors")
+    if a.tune:
+        enc = vae_encoder().to(device)
+    else:
+        enc, dec = train_autoencoder(images, a.vae_seconds, a.vae_batch, device)
+        save_file(half(enc), a.out / "vae_encoder.safetensors")
+        save_file(half(dec), a.out / "vae_decoder.safetensors")
+        judge = train_judge(images, labels, enc, dec, a.judge_seconds, 512 if device.type == "cuda" else 64, device)
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in judge.state_dict().items()}, a.out / "judge.safetensors"
+        )
     latents = to_latents(enc, images, device)
     del images
-    unet, encode_text = train_generator(latents, text, a.seconds, a.batch, device, a.peak)
+    unet, encode_text = train_generator(latents, text, a.seconds, a.batch, device, a.peak, a.tune)
     weights = half(unet)
     first = {k: v for k, v in weights.items() if not k.startswith("output_blocks")}
     save_file(first, a.out / "unet_1.safetensors")

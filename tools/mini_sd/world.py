@@ -2,10 +2,14 @@
 
 A scene is one named character, one unnamed creature, or one or two plain shapes, on a background, in a style.
 Every named concept (a character, a style) can be captioned by its name or by a description that never names it.
+
+MINI_SD_WORLD in the environment: 1 (if it is not set) is the world that evidence is given on; 2 and 3, in which the same
+names mean other creatures and other styles, are for choosing settings.
 """
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass, field
 
@@ -65,7 +69,7 @@ class Creature:
     eyes: str
 
 
-CHARACTERS = {
+FIRST = {
     "zorbo": Creature("circle", "yellow", "ears", "cheeks", "two"),
     "dorrit": Creature("circle", "yellow", "antenna", "belly", "one"),
     "miplo": Creature("square", "blue", "antenna", "none", "one"),
@@ -75,7 +79,29 @@ CHARACTERS = {
     "bramby": Creature("flower", "orange", "hat", "none", "one"),
     "quistle": Creature("square", "green", "crown", "cheeks", "two"),
 }
-ARTISTS = {"mono": "vornak", "sepia": "dottini", "negative": "kyrozu"}  # style -> the made-up artist's name
+ARTISTS_FIRST = {"mono": "vornak", "sepia": "dottini", "negative": "kyrozu"}  # style -> the made-up artist's name
+
+
+def world(number: int) -> tuple[dict[str, Creature], dict[str, str]]:
+    """Characters and artists of a world; of any but the first they are drawn with its number as the seed."""
+    if number == 1:
+        return FIRST, ARTISTS_FIRST
+    rng, characters = random.Random(f"mini_sd world {number}"), {}
+    while len(characters) < len(FIRST):
+        creature = random_creature(rng)
+        if creature not in characters.values() and creature not in FIRST.values():
+            characters[list(FIRST)[len(characters)]] = creature
+    names = list(ARTISTS_FIRST.values())
+    turn = 1 + number % 2  # no artist keeps a style
+    return characters, dict(zip(ARTISTS_FIRST, names[turn:] + names[:turn], strict=True))
+
+
+def random_creature(rng: random.Random) -> Creature:
+    return Creature(*(rng.choice(list(values)) for values in (SHAPES, COLORS, TOPPERS, MARKS, EYES)))
+
+
+WORLD = int(os.environ.get("MINI_SD_WORLD", "1"))
+CHARACTERS, ARTISTS = world(WORLD)
 
 
 @dataclass
@@ -100,13 +126,7 @@ def sample_scene(rng: random.Random) -> Scene:
         name = rng.choice(list(CHARACTERS))
         return Scene("character", name, CHARACTERS[name], background=background, style=style)
     if roll < 0.78:
-        creature = Creature(
-            rng.choice(list(SHAPES)),
-            rng.choice(list(COLORS)),
-            rng.choice(list(TOPPERS)),
-            rng.choice(list(MARKS)),
-            rng.choice(list(EYES)),
-        )
+        creature = random_creature(rng)
         twin = next((n for n, c in CHARACTERS.items() if c == creature), None)
         return Scene("character" if twin else "creature", twin, creature, background=background, style=style)
     shape = (rng.choice(list(SHAPES)), rng.choice(list(COLORS)))

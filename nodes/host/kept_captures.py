@@ -1,0 +1,75 @@
+"""Captures that are kept as files under models/pure, by what they are of, so that they are sampled only once."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+from ...pure_core.activations import Activations, ModelIdentity, identity_differences
+from ...pure_core.activations_file import load_activations, save_activations
+from ...pure_core.errors import PureError
+from ...pure_core.prompts import Prompts
+from . import recording, reporting
+from .identity import Digest, identify
+from .paths import FOLDER, SUFFIX, check_room
+from .sampling import Trajectory
+
+log = logging.getLogger("pure-concept-unlearning")
+
+
+def captured(
+    model: Any, clip: Any, prompts: Prompts, trajectory: Trajectory, keep: bool, node_id: str | None
+) -> tuple[Activations, str]:
+    """The capture of these prompts, from its file where there is one, and a report.
+
+    keep: whether to look for a file, and to write one. A file that cannot be written is a warning: the capture is there.
+    Raises PureError on a file that is damaged, or not of what its name says.
+    """
+    count = len(prompts.pairs)
+    found = recording.recordable_sites(model)
+    identity = identify(model, clip, found)
+    path = path_of(identity, prompts, trajectory)
+    if keep and path.is_file():
+        return read(path, identity, prompts, trajectory), f"Used {path.name}: {count} ordinary pictures of this MODEL."
+    what = f"{count} ordinary pictures x {trajectory.recorded_steps} steps"
+    reporting.show(f"Capturing {what}, once for this MODEL", node_id)
+    capture = recording.capture(model, clip, prompts, trajectory)
+    told = f"Captured {what}: {capture.count} rows in each of {len(capture.moments)} attention layers."
+    if not keep:
+        return capture, told
+    try:
+        check_room(path, capture.nbytes)
+        written = save_activations(capture, path)
+    except PureError as error:
+        log.warning("%s", error)
+        return capture, f"{reporting.WARNING}The result could not be kept for next time. {error}\n{told}"
+    return capture, f"{told}\nKept for next time in {written}."
+
+
+def path_of(identity: ModelIdentity, prompts: Prompts, trajectory: Trajectory) -> Path:
+    """Where the capture of these prompts on this MODEL is kept: a name that nothing else has."""
+    digest = Digest()
+    digest.add({name: value for name, value in asdict(identity).items() if name != "sketch"})
+    digest.add([prompts.role, prompts.pairs, asdict(trajectory.settings)])
+    name = f"{''.join(c if c.isalnum() else '_' for c in identity.family)}_{digest}{SUFFIX}"
+    return Path(folder_paths.models_dir) / FOLDER / "ordinary" / name
+
+
+def read(path: Path, identity: ModelIdentity, prompts: Prompts, trajectory: Trajectory) -> Activations:
+    """A kept capture; raises PureError where it is damaged or of something else."""
+    try:
+        capture = load_activations(path, reporting.check_cancelled)
+    except PureError as error:
+        raise PureError(f"{path} cannot be used: delete it, and run again. ({error})") from error
+    same = (capture.role, capture.anchors.prompts, capture.settings) == (
+        prompts.role,
+        prompts.texts,
+        trajectory.settings,
+    )
+    if not same or identity_differences(capture.model, identity):
+        raise PureError(f"{path} is not of this MODEL and these captions: delete it, and run again.")
+    return capture
