@@ -136,7 +136,7 @@ class EraseConcept(io.ComfyNode):
         cls, model, clip, forget, keep, kind, amount, size, steps, seed, batch_size, cfg, ordinary, vae=None
     ) -> io.NodeOutput:
         found = sites.attention_sites(model)
-        settings, where = settings_of(kind, amount)
+        settings, where = settings_of(kind, amount, found[0].family.joint, "keys" in found[0].weights)
         preset = KINDS[kind].preset
         prompts, *_ = make_prompts(forget, keep, preset)  # says what is wrong with the lists before anything is sampled
         sampling.encode_empty(model, clip, found)

@@ -22,8 +22,8 @@ class CaptureOrdinary(io.ComfyNode):
             category=sockets.CATEGORY,
             **sockets.found_as("keep the rest", "prior preservation", "regularization", "general prompts"),
             description=(
-                "Captures ordinary pictures of all kinds, so that erasing a concept leaves alone what you did not think "
-                "of. It runs once per MODEL: the result is kept as a file and used again for every erasure."
+                "Captures ordinary pictures of all kinds, so that erasing a concept spares what you did not list. "
+                "It runs once per MODEL: the result is kept as a file and used again for every erasure."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL to erase from, as in PURE Capture Activations."),

@@ -17,6 +17,7 @@ Centering = Literal["none", "retain mean"]
 Structure = Literal["whole layer", "per head"]
 RULE_NAMES: tuple[RuleName, ...] = get_args(RuleName)
 CENTERINGS: tuple[Centering, ...] = get_args(Centering)
+NOTHING = Anchors()
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 
 
@@ -109,7 +110,7 @@ class Recipe:
     capture: CaptureSettings
     forget: Anchors
     retain: Anchors
-    ordinary: Anchors = Anchors()
+    ordinary: Anchors = NOTHING
     ordinary_capture: tuple[CaptureSettings, ...] = ()
 
 

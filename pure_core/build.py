@@ -92,8 +92,8 @@ def pair_warnings(
         found.append("retain_weight is 0, so nothing is spared. Use .1 or more.")
     if ordinary is None and settings.rule == "contrast" and settings.retain_weight < ALONE:
         found.append(
-            "Nothing is connected to ordinary, so what you did not list is hardly spared. Connect PURE Capture Ordinary "
-            f"Pictures, or set retain_weight to {ALONE:g}."
+            "Nothing is connected to ordinary, so what you did not list is hardly spared. Connect PURE Capture "
+            f"Ordinary Pictures, or set retain_weight to {ALONE:g}."
         )
     if retain is None and ordinary is None:
         found.append(

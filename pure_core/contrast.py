@@ -49,11 +49,11 @@ def contrast_rank(ratios: Tensor, weight: float, max_rank: int = 0) -> int:
 
 
 def contrast_directions(
-    forget: Moments, retain: Moments | None, weight: float, max_rank: int = 0, ridge: float = RIDGE
+    forget: Moments, retain: Moments | None, weight: float, max_rank: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Generalised eigenvectors of (A, B): ratios, falling; and of the first k the directions X (d, k) and B X.
 
-    A = second moment of the forget rows, B = second moment of the retain rows + ridge tr(B)/d I, with the d channels
+    A = second moment of the forget rows, B = second moment of the retain rows + RIDGE tr(B)/d I, with the d channels
     that are not always zero; X^T B X = I. The E that minimises mean |E h_F|^2 + weight mean |E h_R - h_R|^2 (+ ridge)
     is
 
@@ -66,7 +66,7 @@ def contrast_directions(
     if forget.energy == 0 and (retain is None or retain.energy == 0):
         empty = torch.zeros(forget.width, 0, dtype=torch.float64)
         return empty[0], empty, empty
-    lower, white = whitened(forget, retain, ridge)
+    lower, white = whitened(forget, retain)
 
     def cut(ratios: Tensor, total: float) -> int:
         return contrast_rank(ratios, weight, max_rank)
@@ -76,13 +76,13 @@ def contrast_directions(
     return ratios, torch.linalg.solve_triangular(lower.T, z, upper=True), lower @ z
 
 
-def whitened(forget: Moments, retain: Moments | None, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
+def whitened(forget: Moments, retain: Moments | None) -> tuple[Tensor, Tensor]:
     """L (d, d) with B = L L^T, and L^-1 F^T (d, k): the forget rows where B is the identity."""
     root = forget.factor / max(forget.count, 1) ** 0.5
     spared = retain if retain is not None and retain.energy > 0 else None
     b = spared.second_moment() if spared else root.new_zeros(forget.width, forget.width)
     energy = b.diagonal().clone() if spared else root.square().sum(0)
-    b.diagonal().add_(ridge * energy.sum() / (energy > 0).sum())
+    b.diagonal().add_(RIDGE * energy.sum() / (energy > 0).sum())
     lower = torch.linalg.cholesky(b)
     return lower, torch.linalg.solve_triangular(lower, root.T, upper=False)
 

@@ -14,17 +14,18 @@ DEFAULTS = Settings()
 
 @dataclass(frozen=True)
 class Kind:
-    """preset: templates of PURE Concept Prompts. language: captions of ordinary pictures."""
+    """preset: templates of PURE Concept Prompts. language: captions of ordinary pictures. with_keys: the retain_weight
+    where keys are edited beside values, in a MODEL that allows it; None: values alone, everywhere."""
 
     preset: str
     language: str = "pictures"
     retain_weight: float = DEFAULTS.retain_weight
-    where: str = "values"
+    with_keys: float | None = None
 
 
 KINDS = {
     "object or character": Kind("object or character"),
-    "artistic style": Kind("artistic style"),
+    "artistic style": Kind("artistic style", retain_weight=2.0, with_keys=8.0),
     "person": Kind("person"),
     "unsafe content": Kind("unsafe content"),
     "booru tags": Kind("booru tags", "booru tags"),
@@ -39,8 +40,16 @@ def weight_of(amount: float, middle: float) -> float:
     return float(middle * 10 ** (2 * DECADES * (MIDDLE - amount)))
 
 
-def settings_of(kind: str, amount: float) -> tuple[Settings, str]:
-    """The settings of a basis, and which projections are edited, for a kind and an amount."""
+def settings_of(kind: str, amount: float, joint: bool = False, keys: bool = True) -> tuple[Settings, str]:
+    """The settings of a basis, and which projections are edited, for a kind and an amount.
+
+    keys: whether the MODEL's keys can be edited. joint: for a MODEL in whose attention text and picture stand together,
+    where a concept's name holds out longest: half as much is kept, and half of that for ordinary pictures.
+    """
     check_offered("kind", kind, tuple(KINDS))
-    own = KINDS[kind]
-    return Settings(retain_weight=weight_of(amount, own.retain_weight)), own.where
+    own, part = KINDS[kind], 0.5 if joint else 1.0
+    middle, where = own.retain_weight, "values"
+    if keys and own.with_keys is not None:
+        middle, where = own.with_keys, "keys and values"
+    weight = weight_of(amount, part * middle)
+    return Settings(retain_weight=weight, ordinary_share=part * DEFAULTS.ordinary_share), where

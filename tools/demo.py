@@ -3,7 +3,7 @@
     nox -s demo                  # sets up what is needed, then runs this
     python tools/demo.py [--output FOLDER] [--pictures N]
 
-Queues example_workflows/erase_a_character.json over HTTP (checkpoint, prompts and sizes substituted by
+Queues example_workflows/step_by_step.json over HTTP (checkpoint, prompts and sizes substituted by
 workflows.SUBSTITUTIONS), then draws N pictures each of prompts that name the character, that only describe it, and that
 ask for others, with the original and with the edited MODEL; a judge tells what they show. Leaves in the output folder:
 before_after.png, report.json (its keys: REPORT_KEYS) and erased.safetensors, the edited checkpoint by the host's own
@@ -83,7 +83,7 @@ def run(output: Path, pictures: int) -> dict:
 
     with Server() as server:
         lap("setup")
-        graph = to_api(substitute(load("erase_a_character")), server.get("/object_info"))
+        graph = to_api(substitute(load("step_by_step")), server.get("/object_info"))
         outputs = server.run(graph, progress=show_progress("erasing", graph))
         lap("edit")
         basis_report = outputs[find(graph, "PURE_BuildBasis")[0]]["text"][0]

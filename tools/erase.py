@@ -72,7 +72,7 @@ class Concepts:
 class Settings:
     """Of an erasure: kind and amount as in PURE Erase Concept, the rest of its captures and pictures.
 
-    transformer: the checkpoint is no U-Net (SD 3, ...).
+    transformer: the checkpoint is one of SD 3's kind, not a U-Net.
     """
 
     kind: str = "object or character"
@@ -178,7 +178,7 @@ def build_graph(
     """From captures in the server's pure folder to basis, LoRA, checkpoint and pictures."""
     graph = {"loader": node("CheckpointLoaderSimple", ckpt_name=checkpoint)}
     sides = {role: merged(graph, files[side], side) for side, role in (("forget", "forget"), ("keep", "retain"))}
-    build, where = settings_of(settings.kind, settings.amount)
+    build, where = settings_of(settings.kind, settings.amount, settings.transformer, not settings.transformer)
     saving = {"embed_recipe": True}
     shown = "\n".join((*concepts.forget[:2], *concepts.keep[:4]))
     graph |= {

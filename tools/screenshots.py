@@ -65,7 +65,7 @@ def main() -> None:
                 continue
             ui.load(workflow, name)
             ui.run()
-            if name == "erase_a_character" and not asked:
+            if name == "step_by_step" and not asked:
                 ui.page.evaluate(
                     (
                         "([scale, offset]) => { app.canvas.ds.scale = scale; app.canvas.ds.offset = offset; "

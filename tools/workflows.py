@@ -9,15 +9,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from mini_sd import ordinary
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "example_workflows"
 BYPASSED = 4  # a node's `mode`
 ORDER = (
+    "step_by_step",
+    "tune_the_amount",
     "1_start_here_erase_a_concept",
-    "erase_a_character",
     "save_a_checkpoint",
     "save_as_lora_and_reuse",
     "measure_and_compare",
     "erase_with_sdxl",
+    "erase_with_tags",
 )  # each captures what the one before did, and the host still has it
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
@@ -58,6 +62,11 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     ): "\n".join(ERASED),  # as in the first example, so that the host still has the captures
     "C-3PO\nBB-8\nWall-E\nBender\nBaymax\nOptimus Prime": "\n".join(NEIGHBOURS),
     "a photo of R2-D2 in a meadow": "a picture of miplo at night",
+    "waiIllustriousSDXL_v150.safetensors": "mini_sd.safetensors",
+    "booru tags": "object or character",  # the miniature model knows no tags
+    "hatsune miku\naqua hair, very long twintails, detached sleeves, necktie": "\n".join(ERASED),
+    "kagamine rin\nmegurine luka\nkasane teto\ntwintails\naqua hair\ndetached sleeves": "\n".join(NEIGHBOURS),
+    "masterpiece, best quality, 1girl, hatsune miku, city, night": "a picture of miplo at night",
     (
         "Vincent van Gogh\nVan Gogh\nthick swirling strokes of oil paint\npost-impressionist swirls in deep blue and "
         "yellow"
@@ -80,7 +89,12 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     ("PURE_CaptureActivations", 2): 16,
     ("EmptyLatentImage", 2): 1,
     ("PURE_EraseConcept", 0): 64,  # its size and its seed, which is then 64
-    ("PURE_EraseConcept", 4): 16,  # its batch_size
+    ("PURE_EraseConcept", 4): 16,  # its batch_size (for SDXL: 2)
+    ("PURE_EraseConcept", 2): 16,
+    ("PURE_EraseConcept", ""): "\n".join(ordinary.captions()),
+    ("PURE_CaptureOrdinary", ""): "\n".join(ordinary.captions()),
+    ("PURE_CaptureOrdinary", 0): 64,  # its size
+    ("PURE_CaptureOrdinary", 4): 16,
     ("PURE_EraseConcept", 10): 4,  # its steps
 }
 

@@ -67,7 +67,6 @@ def expand(erasure: Erasure, links: dict[str, Link]) -> tuple[dict[str, Any], di
         role: graph.node("PURE_CaptureActivations", model=model, clip=clip, prompts=prompts, **erasure.capture).out(0)
         for role, prompts in listed.items()
     }
-    defaults = {"steps": 5, "keep_file": True}
     ordinary = graph.node("PURE_CaptureOrdinary", model=model, clip=clip, **erasure.ordinary)
     basis = graph.node("PURE_BuildBasis", ordinary=ordinary.out(0), **captures, **erasure.build)
     edit = graph.node("PURE_ApplyProjection", model=model, basis=basis.out(0), **erasure.apply)

@@ -26,7 +26,8 @@ def captured(
 ) -> tuple[Activations, str]:
     """The capture of these prompts, from its file where there is one, and a report.
 
-    keep: whether to look for a file, and to write one. A file that cannot be written is a warning: the capture is there.
+    keep: whether to look for a file, and to write one. A file that cannot be written is a warning: the capture is
+    there.
     Raises PureError on a file that is damaged, or not of what its name says.
     """
     count = len(prompts.pairs)

@@ -8,6 +8,7 @@ from pure_pack.nodes.host import families, sampling
 from pure_pack.nodes.host.patches import edits_of
 from pure_pack.nodes.host.sites import attention_sites, shared_blocks
 from pure_pack.nodes.host.weights import effective_weight
+from pure_pack.pure_core import contrast
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.projection import edit_matrix
 from safetensors.torch import load_file
@@ -18,14 +19,15 @@ from run_nodes import apply, build, capture, prompts
 BEFORE = Path(__file__).parent / "fixtures" / "unet_edits.safetensors"  # products with a fixed vector
 
 
-def test_a_unet_is_edited_as_before_there_were_sites(mini):
+def test_a_unet_is_edited_as_before_there_were_sites(mini, monkeypatch):
     forget = capture(mini, prompts("miplo\nblue square monster"), batch_size=3)
     keep = capture(mini, prompts("zorbo\nfintolo\nquistle", role="retain"), batch_size=3)
-    settings = {
-        "contrast": {},
-        "energy": {"rule": "energy", "centering": "none"},
-        "heads": {"structure": "per head"},
+    settings = {  # as they were the defaults then
+        "contrast": {"structure": "whole layer", "retain_weight": 3.0},
+        "energy": {"structure": "whole layer", "rule": "energy", "centering": "none"},
+        "heads": {"structure": "per head", "retain_weight": 3.0},
     }
+    monkeypatch.setattr(contrast, "RIDGE", 0.0125)
     before, seen = load_file(BEFORE), 0
     for label, changes in settings.items():
         basis = build(forget, keep, **changes)

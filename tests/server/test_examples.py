@@ -155,7 +155,7 @@ def test_progress_is_shown(examples, name):
 
 
 def test_while_it_runs_a_capture_says_what_is_captured_and_what_it_costs(examples):
-    one = examples["erase_a_character"]
+    one = examples["step_by_step"]
     for i, concept in zip(workflows.find(one.graph, "PURE_CaptureActivations"), ("miplo", "zorbo"), strict=True):
         text = one.seen["texts"][i][0]
         assert text.startswith("Capturing")
@@ -177,14 +177,26 @@ def test_while_it_runs_a_capture_says_what_is_captured_and_what_it_costs(example
 def test_its_pictures_differ(server, examples, name):
     one = examples[name]
     pictures = [pixels(server, one.outputs[i]) for i in workflows.find(one.graph, "SaveImage")]
-    if len(pictures) == 1:  # the one node draws its own before and after: beside it, the original MODEL's picture
-        graph = copy.deepcopy(one.graph)
-        (sampler,), (loader,) = (workflows.find(graph, kind) for kind in ("KSampler", "CheckpointLoaderSimple"))
-        graph[sampler]["inputs"]["model"] = [loader, 0]
-        (saved,) = workflows.find(graph, "SaveImage")
-        pictures.append(pixels(server, server.run(graph)[saved]))
+    if name == "tune_the_amount":  # one node shows all: of each amount the same seeds
+        (saved,) = workflows.find(one.graph, "SaveImage")
+        pictures = [pixels(server, {"images": [image]}) for image in one.outputs[saved]["images"][::3]]
+        assert len(pictures) == 3
+    elif len(pictures) == 1:  # the one node draws its own before and after: beside it, the original MODEL's picture
+        pictures.append(redrawn(server, one.graph, loader_of(one.graph)))
     assert len(pictures) >= 2
     assert all(np.abs(pictures[0] - other).mean() > 2 for other in pictures[1:])
+
+
+def loader_of(graph):
+    return workflows.find(graph, "CheckpointLoaderSimple")[0]
+
+
+def redrawn(server, graph, model, **more):
+    """The first picture of a graph as the MODEL of another of its nodes draws it."""
+    graph = {**copy.deepcopy(graph), **more}
+    sampler, saved = (workflows.find(graph, kind)[0] for kind in ("KSampler", "SaveImage"))
+    graph[sampler]["inputs"]["model"] = [model, 0]
+    return pixels(server, server.run(workflows.upstream(graph, saved))[saved])
 
 
 @pytest.mark.parametrize(
@@ -193,23 +205,20 @@ def test_its_pictures_differ(server, examples, name):
 )
 def test_it_saves_what_its_loader_then_draws(server, base, examples, name, kind, folder):
     one = examples[name]
-    graph, (saver,) = copy.deepcopy(one.graph), workflows.find(one.graph, kind)
+    (saver,) = workflows.find(one.graph, kind)
     text = one.outputs[saver]["text"][0]
     assert "Saved pure_" in text
     assert "Warning" not in text
     file = base / "output" / folder / re.search(r"Saved (\S+\.safetensors)", text)[1]
+    if folder == "checkpoints":
+        reload = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": file.name}}
+    else:
+        inputs = {"model": [loader_of(one.graph), 0], "lora_name": file.name, "strength_model": 1.0}
+        reload = {"class_type": "LoraLoaderModelOnly", "inputs": inputs}
     try:
-        if folder == "checkpoints":
-            graph["reload"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": file.name}}
-        else:
-            graph["reload"] = {
-                "class_type": "LoraLoaderModelOnly",
-                "inputs": {"model": ["1", 0], "lora_name": file.name, "strength_model": 1.0},
-            }
-        graph["11"]["inputs"]["model"] = ["reload", 0]
-        first, second = workflows.find(graph, "SaveImage")  # the original's picture and the edited MODEL's
-        reloaded = server.run(workflows.upstream(graph, first))
-        by_the_file, edited = pixels(server, reloaded[first]), pixels(server, one.outputs[second])
-        assert np.abs(by_the_file - edited).max() <= 4
+        edited = pixels(server, one.outputs[workflows.find(one.graph, "SaveImage")[0]])
+        assert np.abs(redrawn(server, one.graph, "reload", reload=reload) - edited).max() <= 4
+        original = redrawn(server, one.graph, loader_of(one.graph))
+        assert np.abs(original - edited).max() > 40  # control: the edit shows
     finally:
         file.unlink()

@@ -41,7 +41,7 @@ def test_the_first_example_runs_from_the_unpacked_archive_beside_another_copy(fr
         assert len([line for line in about_us if "seconds" in line]) == 2
         assert not [line for line in about_us if "FAILED" in line or "Cannot" in line or "Error" in line]
         workflow = json.loads(
-            (fresh / "custom_nodes" / PACK / "example_workflows" / "erase_a_character.json").read_text(encoding="utf-8")
+            (fresh / "custom_nodes" / PACK / "example_workflows" / "step_by_step.json").read_text(encoding="utf-8")
         )
         graph = workflows.to_api(workflows.substitute(workflow), server.get("/object_info"))
         for i in workflows.find(graph, "PURE_ConceptPrompts"):

@@ -36,7 +36,7 @@ def pictures(server, outputs):
 def small(seed=0, forget="miplo"):
     """The first example with few prompts and one picture each, and a seed of its own so that nothing comes from the
     cache."""
-    workflow = workflows.substitute(workflows.load("erase_a_character"))
+    workflow = workflows.substitute(workflows.load("step_by_step"))
     for node in workflow["nodes"]:
         if node["type"] == "PURE_ConceptPrompts":
             node["widgets_values"] = [forget, "zorbo\nbramby", "object or character", True, "{}\na picture of {}"]

@@ -22,6 +22,7 @@ from pure_pack.nodes.host.sites import ROOT, attention_sites
 from pure_pack.nodes.host.weights import effective_weight
 from pure_pack.nodes.measure import MeasureLeakage
 from pure_pack.nodes.ordinary import CaptureOrdinary
+from pure_pack.pure_core.kinds import settings_of  # noqa: F401  (for methods.py, which must not load the pack)
 from pure_pack.pure_core.moments import MomentsFitter
 from pure_pack.pure_core.prompts import PRESETS, Prompts, anchor_prompts
 

@@ -41,7 +41,17 @@ PAPER_TRIED = {
 }
 PAPER = "0.9999/0.5, 1 times, 1 descriptions"
 PURE_STYLES_TRIED = {  # for artists; their plan has no name without its descriptions' phrasings to vary
-    **{k: v for k, v in PURE_TRIED.items() if k != "name alone"},
+    "defaults": ({}, {}, {}),
+    "values, weight 2": ({}, {"retain_weight": 2.0}, {"where": "values"}),
+    "values, weight .2": ({}, {"retain_weight": 0.2}, {"where": "values"}),
+    "weight 3": ({}, {"retain_weight": 3.0}, {}),
+    "weight 20": ({}, {"retain_weight": 20.0}, {}),
+    "no ordinary pictures": ({}, {"ordinary": None}, {}),
+    "no ordinary pictures, weight 3, whole layers, values": (
+        {},
+        {**ALONE, "structure": "whole layer"},
+        {"where": "values"},
+    ),
     "no plain things retained": ({"plain": False}, {}, {}),
 }
 TEXT_TRIED = {
@@ -170,10 +180,14 @@ class Pure:
         return self._erasers[key]
 
     def edit(self, target, setting=({}, {}, {}), **capture):
-        """(weights, negative prompt) like a peer's."""
+        """(weights, negative prompt) like a peer's; what the setting leaves open is PURE Erase Concept's."""
         plan, build, apply = setting
-        planned = (
-            self.nodes.character_plan(target, **plan) if target in CHARACTERS else self.nodes.style_plan(target, **plan)
+        kind, make = (
+            ("object or character", self.nodes.character_plan)
+            if target in CHARACTERS
+            else ("artistic style", self.nodes.style_plan)
         )
+        own, where = self.nodes.settings_of(kind, 0.5)
+        build, apply = {"retain_weight": own.retain_weight, **build}, {"where": where, **apply}
         with torch.inference_mode():
-            return self.nodes.narrow(self.eraser(**capture).erase(planned, apply, **build)), ""
+            return self.nodes.narrow(self.eraser(**capture).erase(make(target, **plan), apply, **build)), ""

@@ -1,8 +1,8 @@
 """The closed-form erasers that PURE is compared with, from their published formulas, on the narrow U-Net's key and
 value weights.
 
-Rows are text embeddings (n, 128); weights (80, 128) act on them from the left, so edits multiply on the right (OCE's on the left). Nothing
-of the pack is used here.
+Rows are text embeddings (n, 128); weights (80, 128) act on them from the left, so edits multiply on the right (OCE's
+on the left). Nothing of the pack is used here.
 
     UCE (Gandikota et al., unified-concept-editing)    W (lam I + s_e sum c* c^T + s_p sum c_p c_p^T) (lam I + s_e sum c
     c^T + s_p sum c_p c_p^T)^-1,
@@ -125,5 +125,7 @@ def oce_rotation(
 def rotated(rotation_of) -> dict[str, Tensor]:
     """All value weights of cross-attention, each multiplied from the left by what rotation_of makes of it."""
     return {
-        k: (rotation_of(w) @ w.double()).float() for k, w in load_unet_state().items() if k.endswith("attn2.to_v.weight")
+        k: (rotation_of(w) @ w.double()).float()
+        for k, w in load_unet_state().items()
+        if k.endswith("attn2.to_v.weight")
     }

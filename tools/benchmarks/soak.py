@@ -26,7 +26,7 @@ def soak(_: str) -> dict:
 
     install_checkpoint(Host.load().base)
     with Server() as server:
-        graph = workflows.to_api(workflows.substitute(workflows.load("erase_a_character")), server.get("/object_info"))
+        graph = workflows.to_api(workflows.substitute(workflows.load("step_by_step")), server.get("/object_info"))
         for i in workflows.find(graph, "SaveImage"):
             graph[i] = {
                 "class_type": "PreviewImage",

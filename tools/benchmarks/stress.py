@@ -166,7 +166,7 @@ def graphs(count: int) -> dict[str, int]:
     install_checkpoint(Host.load().base)
     rng, ended = random.Random(0), {"success": 0, "cancelled": 0, "refused in words": 0, "other": 0}
     with Server() as server:
-        graph = workflows.to_api(workflows.substitute(workflows.load("erase_a_character")), server.get("/object_info"))
+        graph = workflows.to_api(workflows.substitute(workflows.load("step_by_step")), server.get("/object_info"))
         for i in workflows.find(graph, "SaveImage"):
             graph[i] = {"class_type": "PreviewImage", "inputs": {"images": graph[i]["inputs"]["images"]}}
         (lists,), captures = (

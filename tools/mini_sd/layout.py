@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from .narrow import AE, FULL, TEXT, TEXT_FULL, TEXT_TOKENS, TIME_FULL, WEIGHTS, load_unet_state
+from .narrow import AE, FULL, TEXT, TEXT_FULL, TEXT_TOKENS, TIME_FULL, TUNED, WEIGHTS, load_unet_state
+from .world import WORLD
 
-NAME = "mini_sd.safetensors"  # in a ComfyUI's list of checkpoints
+NAME = "mini_sd.safetensors" if WORLD == 1 else f"mini_sd_world{WORLD}.safetensors"  # in a ComfyUI's list
 VOCABULARY, LAYERS, MLP_FULL, AE_FULL = 49408, 12, 3072, 64
 
 
@@ -119,12 +120,12 @@ def expand_autoencoder(encoder: dict[str, torch.Tensor], decoder: dict[str, torc
 def full_state(unet: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
     """Every tensor of the full-size checkpoint, float16; with another narrow U-Net's weights where they are given."""
 
-    def load(name):
-        return load_file(WEIGHTS / f"{name}.safetensors")
+    def load(name, folder=WEIGHTS):
+        return load_file(folder / f"{name}.safetensors")
 
     state = {
         **expand_unet(unet or load_unet_state()),
-        **expand_text(load("text")),
+        **expand_text(load("text", TUNED)),
         **expand_autoencoder(load("vae_encoder"), load("vae_decoder")),
     }
     return {k: v.contiguous() for k, v in state.items()}

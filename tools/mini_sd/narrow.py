@@ -15,7 +15,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from .world import WORLD
+
 WEIGHTS = Path(__file__).parent / "weights"
+TUNED = WEIGHTS if WORLD == 1 else WEIGHTS / f"world{WORLD}"  # of text encoder and U-Net
 WIDTH, FULL = 80, 320  # U-Net channels kept, of SD 1's; two of its eight heads
 HEAD = 40
 TIME, TIME_FULL = 320, 1280
@@ -336,7 +339,7 @@ class AttributeJudge(nn.Module):
 
 def load_unet_state() -> dict[str, torch.Tensor]:
     """The narrow U-Net's weights, float16; they are stored in two files of a few MB."""
-    return {k: v for part in (1, 2) for k, v in load_file(WEIGHTS / f"unet_{part}.safetensors").items()}
+    return {k: v for part in (1, 2) for k, v in load_file(TUNED / f"unet_{part}.safetensors").items()}
 
 
 def load_weights(module: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
+from . import make_prompts
 from .narrow import (
     FULL,
     TEXT,
     TEXT_TOKENS,
+    TUNED,
     WEIGHTS,
     WIDTH,
     AttributeJudge,
@@ -24,7 +27,7 @@ from .narrow import (
     load_unet_state,
     load_weights,
 )
-from .world import BACKGROUNDS, CHARACTERS, COLORS, EYES, MARKS, SHAPES, STYLES, TOPPERS
+from .world import BACKGROUNDS, CHARACTERS, COLORS, EYES, MARKS, SHAPES, STYLES, TOPPERS, WORLD, Creature
 
 HERE = Path(__file__).parent
 BOS, EOS = 49406, 49407
@@ -51,7 +54,7 @@ def word_ids() -> dict[str, list[int]]:
 @cache
 def prompts() -> dict:
     """The disjoint `choose` and `test` prompts with their seeds; see README.md."""
-    return json.loads((HERE / "prompts.json").read_text())
+    return json.loads((HERE / "prompts.json").read_text()) if WORLD == 1 else make_prompts.build()
 
 
 def token_ids(text: str) -> list[int]:
@@ -68,7 +71,7 @@ def padded_ids(text: str) -> list[int]:
 @cache
 def text_encoder() -> tuple[TextEncoder, dict[int, int]]:
     """The narrow text encoder and its dense index of the token ids it knows."""
-    state = load_file(WEIGHTS / "text.safetensors")
+    state = load_file(TUNED / "text.safetensors")
     ids = state.pop("token_ids").tolist()
     return load_weights(TextEncoder(len(ids)), state), {t: i for i, t in enumerate(ids)}
 
@@ -178,10 +181,21 @@ def draw_embedded(
 
 @torch.inference_mode()
 def look(pictures: torch.Tensor) -> list[dict[str, str | None]]:
-    """What the judge sees in (B, 3, 64, 64) pictures in 0..1: character (None: no named one), style and background."""
+    """What the judge sees in (B, 3, 64, 64) pictures in 0..1: character (None: no named one), style and background.
+
+    It knows the first world's characters; in another world a character is what has all its attributes.
+    """
     seen = {k: v.argmax(1).tolist() for k, v in judge()(pictures).items()}
     names = {"character": [*CHARACTERS, None], "style": list(STYLES), "background": list(BACKGROUNDS)}
-    return [{k: names[k][seen[k][i]] for k in names} for i in range(len(pictures))]
+    out = [{k: names[k][seen[k][i]] for k in names} for i in range(len(pictures))]
+    return out if WORLD == 1 else [{**o, "character": who(e)} for o, e in zip(out, examine(pictures), strict=True)]
+
+
+def who(attributes: dict[str, str]) -> str | None:
+    """The character that has all these attributes."""
+    creature = Creature(*(attributes[f.name] for f in fields(Creature)))
+    named = (name for name, looks in CHARACTERS.items() if looks == creature)
+    return next(named, None) if attributes["kind"] == "creature" else None
 
 
 @torch.inference_mode()

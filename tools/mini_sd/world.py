@@ -3,8 +3,8 @@
 A scene is one named character, one unnamed creature, or one or two plain shapes, on a background, in a style.
 Every named concept (a character, a style) can be captioned by its name or by a description that never names it.
 
-MINI_SD_WORLD in the environment: 1 (if it is not set) is the world that evidence is given on; 2 and 3, in which the same
-names mean other creatures and other styles, are for choosing settings.
+MINI_SD_WORLD in the environment: 1 (if it is not set) is the world that evidence is given on; 2 and 3, in which the
+same names mean other creatures and other styles, are for choosing settings.
 """
 
 from __future__ import annotations
