@@ -36,8 +36,8 @@ class ApplyProjection(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     tooltip=(
-                        "Leave it at 1: at 0.5 nearly all of the concept is back, at 0.75 most of it (on our toy "
-                        "model). To erase less, raise retain_weight instead. 0 returns the input MODEL."
+                        "Leave it at 1: half of the edit leaves nearly all of the concept. To erase "
+                        "less, raise retain_weight instead. 0 gives back the MODEL that came in."
                     ),
                 ),
                 io.Combo.Input(
@@ -45,9 +45,9 @@ class ApplyProjection(io.ComfyNode):
                     options=list(patches.WHERE),
                     default="values",
                     tooltip=(
-                        "Which weights are projected. values: those that say what is drawn. keys and values: also "
-                        "those that say where (the paper); on our toy model a little weaker. output: the activation "
-                        "itself, before the output layer."
+                        "Which weights are edited. values: what the text paints. keys and values: "
+                        "also where it paints it; better for an artist's style, and the paper's "
+                        "choice. output: what comes out of the attention, before its last layer."
                     ),
                 ),
                 sockets.advanced(
@@ -57,10 +57,9 @@ class ApplyProjection(io.ComfyNode):
                         min=1,
                         max=MAX_ITERATIONS,
                         tooltip=(
-                            "Applies the projection this many times (the paper: once). Energy rule: erases more of "
-                            "what overlaps the retain space, which stays exactly as it was; with a high "
-                            "retain_energy 4 is better on our toy model. Contrast rule: erases more and spares less, "
-                            "as a lower retain_weight does."
+                            "Applies the edit this many times. 1 is right for the rule contrast. Rule "
+                            "energy with a high retain_energy: 4 erases more, and still spares what is "
+                            "protected."
                         ),
                     )
                 ),

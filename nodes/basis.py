@@ -53,10 +53,10 @@ class BuildBasis(io.ComfyNode):
                     options=list(RULE_NAMES),
                     default=DEFAULTS.rule,
                     tooltip=(
-                        "contrast: ours, least squares between erasing the forget rows and keeping the retain rows. "
-                        "energy: the paper's rule, bases by cumulative energy (advanced inputs); try it with "
-                        "centering none, and with keys and values in PURE Apply Projection. On our toy model "
-                        "contrast spares more of the rest for the same erasure."
+                        "contrast erases what is strong in what you forget and weak in what you "
+                        "keep. energy is the paper's rule, with two thresholds (advanced inputs): "
+                        "use it with centering none, structure whole layer, and keys and values in "
+                        "PURE Apply Projection."
                     ),
                 ),
                 sockets.advanced(
@@ -67,8 +67,8 @@ class BuildBasis(io.ComfyNode):
                         max=1.0,
                         step=0.0001,
                         tooltip=(
-                            "Energy rule: share of the forget rows' energy that is kept in V_F. Very near 1: a "
-                            "concept sits in directions of low energy. Higher erases more."
+                            "Rule energy: how much of what the forget prompts render counts as the "
+                            "concept. Stay very near 1. Higher erases more."
                         ),
                     )
                 ),
@@ -80,8 +80,8 @@ class BuildBasis(io.ComfyNode):
                         max=1.0,
                         step=0.0001,
                         tooltip=(
-                            "Energy rule: share of the retain rows' energy that is protected. Lower erases more; "
-                            "near 1 nothing is erased."
+                            "Rule energy: how much of what the kept prompts render is protected. Lower "
+                            "erases more; near 1 nothing is erased."
                         ),
                     )
                 ),
@@ -92,9 +92,9 @@ class BuildBasis(io.ComfyNode):
                     max=1000000.0,
                     step=0.05,
                     tooltip=(
-                        "Contrast rule: how much keeping the retain rows counts against erasing the forget rows. A "
-                        "direction that is this many times stronger in forget goes by half, a stronger one by more. "
-                        "Lower erases more, higher spares more."
+                        "Rule contrast: how much keeping counts against erasing. What is this many "
+                        "times stronger in forget than in what is kept goes by half, what is "
+                        "stronger still by more. Lower erases more, higher spares more."
                     ),
                 ),
                 io.Combo.Input(
@@ -102,9 +102,8 @@ class BuildBasis(io.ComfyNode):
                     options=list(CENTERINGS),
                     default=DEFAULTS.centering,
                     tooltip=(
-                        "retain mean: what the concept adds to the mean of the retain rows is erased, and not what "
-                        "all pictures share. none: the rows as they are. The paper does not say; on our toy model "
-                        "the energy rule wants none."
+                        "retain mean: what the concept adds to the usual picture is erased, not what"
+                        " all pictures share. none: all that it renders, for the rule energy."
                     ),
                 ),
                 io.Combo.Input(
@@ -112,8 +111,9 @@ class BuildBasis(io.ComfyNode):
                     options=list(STRUCTURES),
                     default=DEFAULTS.structure,
                     tooltip=(
-                        "One basis per layer (the paper), or one per attention head: on our toy model better for an "
-                        "artist's style, and a little harder on a character's neighbours."
+                        "per head: one edit for each attention head, so that what is rendered "
+                        "changes by exactly that edit. whole layer: the paper's, one for all heads "
+                        "of a layer together."
                     ),
                 ),
                 sockets.advanced(

@@ -32,10 +32,7 @@ class CaptureActivations(io.ComfyNode):
                     default=10,
                     min=1,
                     max=1000,
-                    tooltip=(
-                        "Length of the denoising schedule. The paper says only 'a short denoising trajectory'; this "
-                        "default is ours."
-                    ),
+                    tooltip=("Length of the denoising schedule. Ten are enough; the paper says only that it is short."),
                 ),
                 io.Int.Input(
                     "recorded_steps",
