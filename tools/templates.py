@@ -93,6 +93,10 @@ class Canvas:
             "properties": {"Node name for S&R": kind},
             "widgets_values": values,
         }
+        if kind == "CheckpointLoaderSimple":
+            (name,) = values
+            model = {"name": name, "url": SOURCES[name], "directory": "checkpoints"}
+            node["properties"] = {"Node name for S&R": kind, "models": [model]}
         self.nodes.append({**node, "title": title} if title else node)
         return Node(number, kind, top + height + GAP)
 
@@ -137,8 +141,14 @@ def described(kind: str, widgets: Any = None) -> tuple[list[tuple[str, str]], li
 SD15, SDXL, TAGGED = (
     "v1-5-pruned-emaonly-fp16.safetensors",
     "sd_xl_base_1.0.safetensors",
-    "waiIllustriousSDXL_v150.safetensors",
+    "Illustrious-XL-v0.1.safetensors",
 )
+HUB = "https://huggingface.co"
+SOURCES = {  # where the frontend offers to download a checkpoint from
+    SD15: f"{HUB}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{SD15}?download=true",
+    SDXL: f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/{SDXL}?download=true",
+    TAGGED: f"{HUB}/OnomaAIResearch/Illustrious-xl-early-release-v0/resolve/main/{TAGGED}?download=true",
+}
 PIKACHU = """Pikachu
 yellow mouse creature with pointed ears and red cheeks
 little golden rodent with long ears, rosy cheeks and a zigzag tail
@@ -307,7 +317,7 @@ def measure_and_compare() -> Canvas:
             "keep": "Snorlax\nGarfield\nMickey Mouse\nHello Kitty\nWinnie the Pooh",
             "templates": "a photo of {}\na drawing of {}",
         },
-        "Probes: what should be gone, what should have stayed",
+        "Probes: gone? still there?",
     )
     lists = {"forget": PIKACHU, "keep": LIKE_PIKACHU}
     parts = {"model": loader["MODEL"], "clip": loader["CLIP"], "vae": loader["VAE"]}

@@ -62,11 +62,11 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     ): "\n".join(ERASED),  # as in the first example, so that the host still has the captures
     "C-3PO\nBB-8\nWall-E\nBender\nBaymax\nOptimus Prime": "\n".join(NEIGHBOURS),
     "a photo of R2-D2 in a meadow": "a picture of miplo at night",
-    "waiIllustriousSDXL_v150.safetensors": "mini_sd.safetensors",
+    "Illustrious-XL-v0.1.safetensors": "mini_sd.safetensors",
     "booru tags": "object or character",  # the miniature model knows no tags
     "hatsune miku\naqua hair, very long twintails, detached sleeves, necktie": "\n".join(ERASED),
     "kagamine rin\nmegurine luka\nkasane teto\ntwintails\naqua hair\ndetached sleeves": "\n".join(NEIGHBOURS),
-    "masterpiece, best quality, 1girl, hatsune miku, city, night": "a picture of miplo at night",
+    "masterpiece, best quality, 1girl, hatsune miku, city, night": "a picture of miplo at sunset",
     (
         "Vincent van Gogh\nVan Gogh\nthick swirling strokes of oil paint\npost-impressionist swirls in deep blue and "
         "yellow"

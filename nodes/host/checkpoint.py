@@ -22,15 +22,17 @@ from .identity import Digest, sampling_state
 from .labels import architecture
 from .patches import edits_of, recipes_of
 from .paths import check_room, embeds
+from .precision import kept_weight
 from .reporting import check_cancelled
 from .sites import ROOT, diffusion_model
-from .weights import effective_weight
+from .weights import base_weight, effective_weight, is_quantised
 
 # Worst error of a stored weight, relative to the weight before the edit, that is still rounding: a few units in the
-# last
-# place of its type; and of float32 what a GPU's products may differ from a CPU's.
+# last place of its type; and of float32 what a GPU's products may differ from a CPU's. Of eight bits it is what the
+# host's own rounding of this weight leaves, and a little more.
 STORED = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-STORED_FP8 = 0.15
+ROUNDED = 1.5
+SCALES = ("scale_weight", "weight_scale")  # names under which hosts keep the scale of a weight in eight bits
 COMPARED = 24  # unedited weights whose values are compared, evenly spread
 PREFIX = "model.diffusion_model."
 # The node that sets again after loading what a file cannot say, by a class that its model_sampling is made of.
@@ -159,7 +161,7 @@ def verify_checkpoint(model: Any, clip: Any, vae: Any, path: Path) -> float | No
         sample = others[:: max(1, len(others) // COMPARED)]
         for key in (*edited, *sample):
             error = stored_error(model, key, stored_as[key], file, names)
-            if not error <= allowed(model, file.get_tensor(stored_as[key]).dtype):
+            if not error <= allowed(model, key, file.get_tensor(stored_as[key]).dtype):
                 what = "the edit of" if key in edited else "the MODEL's"
                 raise PureError(
                     f"The written checkpoint does not hold {what} {stored_as[key]} (relative error {error:.2g}): the "
@@ -186,16 +188,29 @@ def _empty(keys: Iterable[str]) -> dict[str, torch.Tensor]:
 def stored_error(model: Any, key: str, name: str, file: Any, names: set[str]) -> float:
     """|stored - wanted| / |W before the edits| of a weight in a file: also where an edit takes all of it."""
     wanted, stored = effective_weight(model, key), file.get_tensor(name).float()
-    scale = name.removesuffix("weight") + "scale_weight"  # scaled fp8
-    if scale in names:
+    scale = next((s for s in (name.removesuffix("weight") + end for end in SCALES) if s in names), None)
+    if scale is not None:
         stored = stored * file.get_tensor(scale).float()
+    elif is_quantised(base_weight(model, key)):
+        raise PureError(
+            "This ComfyUI writes quantised weights without their scales, so no loader could read the checkpoint. Save "
+            "the edit with PURE Save LoRA instead."
+        )
+    return relative(model, key, stored - wanted)
+
+
+def relative(model: Any, key: str, difference: torch.Tensor) -> float:
+    """The norm of a difference over that of the weight before the edits."""
     first = edits_of(model).get(key, [None])[0]
-    size = effective_weight(model, key, first).norm() if first is not None else wanted.norm()
-    return float((stored - wanted).norm() / size) if size > 0 else float((stored - wanted).norm())
+    size = effective_weight(model, key, first).norm()
+    return float(difference.norm() / size) if size > 0 else float(difference.norm())
 
 
-def allowed(model: Any, dtype: torch.dtype) -> float:
+def allowed(model: Any, key: str, dtype: torch.dtype) -> float:
     """The largest error that is rounding: of the stored type, or of the type that the host computes patches in."""
     computed = getattr(comfy.model_management, "lora_compute_dtype", None)  # newer hosts: fp16 on NVIDIA
     of_host = STORED.get(computed(model.load_device), 0.0) if computed else 0.0
-    return max(STORED.get(dtype, STORED_FP8), of_host)
+    if dtype.itemsize > 1:
+        return max(STORED.get(dtype, 0.0), of_host)
+    wanted = effective_weight(model, key)
+    return max(ROUNDED * relative(model, key, kept_weight(model, key, wanted) - wanted), of_host)

@@ -14,7 +14,7 @@ import torch
 
 from ...pure_core.activations import ModelIdentity
 from .sites import PROJECTIONS, ROOT, AttentionSite, family_name
-from .weights import base_weight, effective_weight
+from .weights import base_weight, effective_weight, float_weight, is_quantised
 
 SAMPLED = 256  # numbers of a tensor that a digest looks at
 PER_SITE = 32  # projections of a site's values by which distances of MODELs are estimated
@@ -87,7 +87,7 @@ def weights_digest(model: Any, sites: list[AttentionSite]) -> str:
     """
     digest = Digest()
     for key in site_keys(sites):
-        digest.add(base_weight(model, key))
+        digest.add(_values(model, key))
         digest.add(_entries(model, key))
     return str(digest)
 
@@ -124,6 +124,12 @@ def weights_identity(model: Any, sites: list[AttentionSite]) -> ModelIdentity:
 def site_keys(sites: Iterable[AttentionSite]) -> list[str]:
     """Every parameter that an edit of any projection could touch, each once."""
     return list(dict.fromkeys(slab.key for site in sites for p in PROJECTIONS for slab in site.weights.get(p, ())))
+
+
+def _values(patcher: Any, key: str) -> torch.Tensor:
+    """A base weight as numbers that can be looked at: a quantised one dequantised."""
+    weight = base_weight(patcher, key)
+    return float_weight(patcher, key) if is_quantised(weight) else weight
 
 
 def _entries(model: Any, key: str) -> list[Any]:
@@ -168,7 +174,7 @@ def clip_digest(clip: Any) -> str:
         return ""
     keys = sorted(key for key in patcher.model.state_dict() if key.endswith("weight"))
     for key in keys[:: max(1, len(keys) // 32)]:
-        digest.add(base_weight(patcher, key))
+        digest.add(_values(patcher, key))
     for key in sorted(patcher.patches):
         digest.text(key)
         digest.add(_entries(patcher, key))

@@ -10,8 +10,9 @@ import comfy.model_patcher
 import comfy.utils
 import torch
 
+from ...pure_core.errors import PureError
 from .patches import edits_of
-from .weights import base_weight, effective_weight
+from .weights import base_weight, effective_weight, is_quantised, stored_dtype
 
 MATTERS = 0.1  # of what an edit takes out of a weight; above it a warning
 
@@ -38,7 +39,7 @@ def kept_weight(model: Any, key: str, weight: torch.Tensor) -> torch.Tensor:
     seed = to_seed(key)
     if store is not None:  # scaled or quantised storage, by the layer's own rule
         kept = store(weight.clone(), return_weight=True, seed=seed)
-        kept = convert(kept) if convert else kept
+        kept = kept.dequantize() if is_quantised(kept) else convert(kept) if convert else kept
     else:
         kept = comfy.float.stochastic_rounding(weight.clone(), base_weight(model, key).dtype, seed=seed)
     rounded: torch.Tensor = kept.to(torch.float32)
@@ -55,13 +56,19 @@ def residual(model: Any) -> Residual | None:
     """
     shares, dtype = [], ""
     for key, positions in edits_of(model).items():
-        stored = base_weight(model, key).dtype
+        stored = stored_dtype(base_weight(model, key))
         if stored.itemsize >= 4:
             continue
         dtype = str(stored).removeprefix("torch.")
         offset, edit = model.patches[key][positions[-1]][3], model.patches[key][positions[-1]][1].carried
         before, exact = effective_weight(model, key, positions[-1]), effective_weight(model, key)
-        rounding, taken = (slab(w, offset) for w in (kept_weight(model, key, exact) - exact, before - exact))
+        kept = kept_weight(model, key, exact)
+        if not bool(torch.isfinite(kept).all()):
+            raise PureError(
+                f"The edited weights do not fit into {dtype} with the scales of this checkpoint: they overflow. Load "
+                "an fp16 or bf16 checkpoint of this MODEL, or one that was scaled to float8_e4m3fn."
+            )
+        rounding, taken = (slab(w, offset) for w in (kept - exact, before - exact))
         m = edit.m.to("cpu", torch.float32)
         rounding, taken = (m.T @ w if edit.side == "left" else w @ m for w in (rounding, taken))
         if taken.norm() > 0:

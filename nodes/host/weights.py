@@ -20,10 +20,23 @@ def base_weight(patcher: Any, key: str) -> torch.Tensor:
     return weight
 
 
+def is_quantised(weight: torch.Tensor) -> bool:
+    """Whether it is the host's QuantizedTensor: codes and their scales, which says of itself that it is a float."""
+    return hasattr(weight, "_qdata")
+
+
+def stored_dtype(weight: torch.Tensor) -> torch.dtype:
+    """What a weight is kept in: of a quantised one its codes' dtype."""
+    dtype: torch.dtype = weight._qdata.dtype if is_quantised(weight) else weight.dtype
+    return dtype
+
+
 def float_weight(patcher: Any, key: str) -> torch.Tensor:
     """The same as a float32 copy on the CPU, scaled or dequantised by the layer's own rule."""
-    convert = comfy.model_patcher.get_key_weight(patcher.model, key)[2]
-    weight = base_weight(patcher, key).to("cpu", torch.float32, copy=True)
+    convert, weight = comfy.model_patcher.get_key_weight(patcher.model, key)[2], base_weight(patcher, key)
+    if is_quantised(weight):  # by itself: `to` would change it in place in some hosts, or do nothing
+        return weight.dequantize().to("cpu", torch.float32, copy=True)
+    weight = weight.to("cpu", torch.float32, copy=True)
     if convert is not None:
         weight = convert(weight, inplace=True)
     return weight

@@ -291,10 +291,11 @@ def test_a_host_that_computes_patches_in_fp16_may_round_like_it(mini, edited, mo
     """Newer hosts do on NVIDIA cards, also for files in fp32, and every save was refused there."""
     from pure_pack.nodes.host import checkpoint
 
-    assert checkpoint.allowed(edited, torch.float32) == 1e-5
+    key = next(iter(edits_of(edited)))
+    assert checkpoint.allowed(edited, key, torch.float32) == 1e-5
     monkeypatch.setattr(comfy.model_management, "lora_compute_dtype", lambda device: torch.float16, raising=False)
-    assert checkpoint.allowed(edited, torch.float32) == 1e-3
-    assert checkpoint.allowed(edited, torch.bfloat16) == 8e-3  # what is stored coarser may differ by more
+    assert checkpoint.allowed(edited, key, torch.float32) == 1e-3
+    assert checkpoint.allowed(edited, key, torch.bfloat16) == 8e-3  # what is stored coarser may differ by more
 
 
 @pytest.mark.parametrize(

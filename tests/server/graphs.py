@@ -44,6 +44,7 @@ SMALL = {
             "centering": "none",
             "structure": "whole layer",
             "max_rank": 0,
+            "ordinary_share": 0.5,
         },
     },
     "apply": {
@@ -77,6 +78,19 @@ SMALL = {
     },
     "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sampler", 0], "vae": ["loader", 2]}},
     "picture": {"class_type": "PreviewImage", "inputs": {"images": ["decode", 0]}},
+}
+ORDINARY = {
+    "class_type": "PURE_CaptureOrdinary",
+    "inputs": {
+        "model": ["loader", 0],
+        "clip": ["loader", 1],
+        "language": "pictures",
+        "captions": "a red circle\na blue star",
+        "steps": 5,
+        "size": 64,
+        "batch_size": 4,
+        "keep_file": True,
+    },
 }
 SMALL["capture_retain"] = {
     "class_type": "PURE_CaptureActivations",

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from comfyui_server import ServerError, error_of
 from get_comfyui import PROJECT
-from graphs import graph
+from graphs import ORDINARY, graph
 
 NODES = {page.stem for page in (PROJECT / "web" / "docs").glob("*.md")}
 
@@ -53,10 +53,11 @@ def test_what_only_experts_need_is_folded_away(server):
         )
     }
     assert folded == {
-        "PURE_EraseConcept": ["size", "steps", "seed", "batch_size", "cfg"],
+        "PURE_EraseConcept": ["size", "steps", "seed", "batch_size", "cfg", "ordinary"],
         "PURE_ConceptPrompts": ["templates"],
         "PURE_CaptureActivations": ["sampler_name", "scheduler", "batch_size"],
-        "PURE_BuildBasis": ["forget_energy", "retain_energy", "max_rank"],
+        "PURE_CaptureOrdinary": ["batch_size", "keep_file"],
+        "PURE_BuildBasis": ["forget_energy", "retain_energy", "max_rank", "ordinary_share"],
         "PURE_ApplyProjection": ["iterations", "layers"],
     }
 
@@ -98,6 +99,7 @@ def erase(**changes):
         "seed": 0,
         "batch_size": 4,
         "cfg": 4.0,
+        "ordinary": ORDINARY["inputs"]["captions"],
     }
     inputs = {k: v for k, v in {**inputs, **changes}.items() if v is not None}
     alone = graph(lists=None, capture_forget=None, capture_retain=None, build=None, apply=None)
@@ -121,8 +123,15 @@ def test_the_one_node_does_what_the_steps_do_one_by_one(server):
         lists={"templates": ""},
         capture_forget={"recorded_steps": 4},
         capture_retain={"recorded_steps": 4},
-        build={"retain_energy": 0.5, "centering": "retain mean"},
+        build={
+            "ordinary": ["ordinary", 0],
+            "retain_weight": 0.2,
+            "retain_energy": 0.5,
+            "centering": "retain mean",
+            "structure": "per head",
+        },
         apply={"where": "values"},
+        ordinary=ORDINARY,
     )
     one_by_one, at_once = picture(server, server.run(in_steps)), picture(server, server.run(erase()))
     assert np.array_equal(one_by_one, at_once)
@@ -176,7 +185,7 @@ def test_mistakes_in_the_one_node_are_said_before_anything_is_sampled(server, ch
 
 def test_an_empty_keep_list_keeps_ordinary_pictures_and_a_twin_is_warned_of(server):
     told = [o["text"][0] for o in server.run(erase(keep="", steps=1)).values() if "Still there?" in str(o)]
-    assert "keeps a photo of a cat sleeping on a sofa" in told[0]
+    assert "keeps nothing in particular, and 3 ordinary pictures" in told[0]  # the empty prompt is the third
     twin = erase(keep="zorbo\nbramby\ndorrit\nblue square creature with an antenna and one big eye", steps=10)
     told = [o["text"][0] for o in server.run(twin).values() if "Still there?" in str(o)]
     assert told[0].startswith("Warning: 'blue square creature with an antenna and one big eye' in the keep list is")
