@@ -15,7 +15,6 @@ LISTED = {
     "web",
     "locales",
     "example_workflows",
-    "subgraphs",
     "pyproject.toml",
     "README.md",
     "LICENSE",
