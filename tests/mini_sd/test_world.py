@@ -1,6 +1,7 @@
 """The toy world is reproduced: captions and token ids exactly, pictures within 2/255, and the judge knows them."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from mini_sd import studio
 from mini_sd.make_prompts import build, entries
 from mini_sd.render import encode, render
-from mini_sd.world import ARTISTS, CHARACTERS, Creature, Scene, caption, sample_scene
+from mini_sd.world import ARTISTS, CHARACTERS, Creature, Scene, caption, sample_scene, world
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TOOLS = Path(studio.__file__).parent.parent
@@ -150,3 +151,35 @@ def test_the_training_code_still_runs(tmp_path):
     assert made.keys() == kept.keys()
     for name in made:
         assert made[name] == kept[name], name
+
+
+OTHER = """
+import sys
+from benchmarks import judging
+from mini_sd import narrow, studio
+from mini_sd.world import CHARACTERS
+if sys.argv[1] == "first":
+    studio.TUNED = narrow.TUNED = narrow.WEIGHTS
+entries = [e for c in CHARACTERS for e in judging.character_entries(c, "test", 3, 0, 0, 0) if e["group"] != "styles"]
+pictures = studio.draw(studio.unet(), [e["prompt"] for e in entries], [e["seed"] for e in entries], steps=10)
+seen = [{**e, "after": s} for e, s in zip(entries, judging.judged(pictures))]
+print(sum(judging.right(e) for e in seen), len(seen))
+"""
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_the_other_worlds_have_characters_of_their_own_and_draw_them(number):
+    characters, artists = world(number)
+    assert characters.keys() == CHARACTERS.keys()
+    assert len(set(characters.values()) | set(CHARACTERS.values())) == 2 * len(CHARACTERS)
+    assert all(artists[style] != ARTISTS[style] for style in ARTISTS)
+    assert world(number) == (characters, artists)
+    shares = {}
+    for weights in ("own", "first"):
+        command, environment = [sys.executable, "-c", OTHER, weights], {**os.environ, "MINI_SD_WORLD": str(number)}
+        out = subprocess.run(command, cwd=TOOLS, env=environment, check=True, capture_output=True, text=True).stdout
+        hits, n = map(int, out.split())
+        assert n == 6 * len(CHARACTERS)
+        shares[weights] = hits / n
+    assert shares["own"] >= 0.94
+    assert shares["first"] <= 0.7  # control: these are not the first world's (descriptions alone are drawn there, too)
