@@ -18,6 +18,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from get_comfyui import Host
@@ -157,7 +158,8 @@ class Client:
                     if got.status != 200:
                         raise ServerError(f"{self.url} did not take {source.name} ({got.status} {got.reason}).")
 
-        asyncio.run(send())
+        with ThreadPoolExecutor(1) as thread:  # whoever calls may have an event loop of its own
+            thread.submit(lambda: asyncio.run(send())).result()
 
 
 class Server(Client):
