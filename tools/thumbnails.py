@@ -41,15 +41,25 @@ def thumbnail(pictures: list[Path], name: str) -> Image.Image:
     return out
 
 
+def shown(name: str, graph: dict, outputs: dict) -> list[dict]:
+    """The pictures that say what an example does: before and after, as it shows them."""
+    if name == "tune_the_amount":  # of each amount the first of three seeds
+        return outputs[workflows.find(graph, "SaveImage")[0]]["images"][::3]
+    compared = workflows.find(graph, "PURE_CompareImages")
+    if compared:
+        return [outputs[compared[0]]["images"][0]]
+    told = [out for out in outputs.values() if any("Still there?" in text for text in out.get("text", []))]
+    return [out["images"][0] for out in told] or [outputs[i]["images"][0] for i in workflows.find(graph, "SaveImage")]
+
+
 def main() -> None:
     install_checkpoint(Host.load().base)
     with Server() as server:
         info = server.get("/object_info")
         for name in sys.argv[1:] or workflows.names():
             graph = workflows.to_api(workflows.substitute(workflows.load(name)), info)
-            outputs = server.run(graph)
-            shown = workflows.find(graph, "PURE_CompareImages") or workflows.find(graph, "SaveImage")
-            pictures = [server.file(outputs[i]["images"][0]) for i in shown]
+            server.post("/free", {"unload_models": True, "free_memory": True})  # so that all of it runs and shows
+            pictures = [server.file(image) for image in shown(name, graph, server.run(graph))]
             thumbnail(pictures, name).save(workflows.EXAMPLES / f"{name}.jpg", quality=88)
             print(name, len(pictures))
 

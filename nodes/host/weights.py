@@ -27,7 +27,8 @@ def is_quantised(weight: torch.Tensor) -> bool:
 
 def stored_dtype(weight: torch.Tensor) -> torch.dtype:
     """What a weight is kept in: of a quantised one its codes' dtype."""
-    dtype: torch.dtype = weight._qdata.dtype if is_quantised(weight) else weight.dtype
+    codes: Any = weight
+    dtype: torch.dtype = codes._qdata.dtype if is_quantised(weight) else weight.dtype
     return dtype
 
 

@@ -1,9 +1,10 @@
-"""Are the defaults those of one world? PURE's settings on three miniature worlds; the table of docs/tables/worlds.md.
+"""Are the defaults those of one world? PURE's settings on three miniature worlds; the tables of docs/tables/worlds.md.
 
-    python -m benchmarks.worlds [--write]       (in tools/)
+    python -m benchmarks.worlds [--only choose test] [--write]       (in tools/)
 
-Worlds 2 and 3 have other characters, and a U-Net and text encoder tuned to them. Settings are judged on `choose`
-prompts of all characters. Each world also gets the setting that is best on the two others (leave one out).
+Worlds 2 and 3 have other characters, and a U-Net and text encoder tuned to them. Settings are compared on `choose`
+prompts of all characters, and each world also gets the one that is best on the two others (leave one out); on `test`
+prompts are the defaults, those of before there were ordinary pictures, and the name alone.
 """
 
 from __future__ import annotations
@@ -19,32 +20,47 @@ from .efficacy import Pool, run_all
 from .methods import ALONE, Pure
 from mini_sd.world import CHARACTERS, WORLD
 
+Found = dict[str, list[dict[str, judging.Share]]]  # label -> per character the share of each group
+
 WORLDS = (1, 2, 3)
 DEFAULTS, FORMER = "the nodes' defaults", "no ordinary pictures, weight 3, whole layers"
-SETTINGS = {
-    FORMER: {**ALONE, "structure": "whole layer"},
-    "no ordinary pictures, weight 3": ALONE,
-    **{f"weight {w}, share {s}": {"retain_weight": w, "ordinary_share": s} for w in (0.1, 0.4) for s in (0.25, 0.5)},
-    DEFAULTS: {},
+CHOSEN_FROM = {  # label: (plan, build, apply)
+    FORMER: ({}, {**ALONE, "structure": "whole layer"}, {}),
+    "no ordinary pictures, weight 3": ({}, ALONE, {}),
+    **{
+        f"weight {w}, share {s}": ({}, {"retain_weight": w, "ordinary_share": s}, {})
+        for w in (0.1, 0.4)
+        for s in (0.25, 0.5)
+    },
+    DEFAULTS: ({}, {}, {}),
 }
-SIZE = {"each": 8, "others": 1, "sharing": 6, "shapes": 10}
-GROUPS = ["named", "name_free", "others", "sharing 1", "shapes", "background"]
+TESTED = {
+    FORMER: CHOSEN_FROM[FORMER],
+    DEFAULTS: CHOSEN_FROM[DEFAULTS],
+    f"{DEFAULTS}, name alone": ({"descriptions": 0}, {}, {}),
+}
+SPLITS = {
+    "choose": (CHOSEN_FROM, {"each": 8, "others": 1, "sharing": 6, "shapes": 9}),
+    "test": (TESTED, {"each": 32, "others": 3, "sharing": 8, "shapes": 24}),
+}
+GROUPS = ["named", "name_free", "others", "sharing 1", "sharing 2", "shapes", "background"]
 
 
-def judged() -> dict[str, list[dict[str, tuple[int, int]]]]:
+def judged(split: str) -> dict[str, list[dict[str, tuple[int, int]]]]:
     """label -> per character the hits and pictures of each group, in the world of this process."""
     pool, pure = Pool(), Pure()
-    rows = {label: (lambda t, b=build: pure.edit(t, ({}, b, {}))) for label, build in SETTINGS.items()}
-    seen = run_all(pool, rows, list(CHARACTERS), "choose", lambda _: SIZE, {})
+    settings, size = SPLITS[split]
+    rows = {label: (lambda t, s=setting: pure.edit(t, s)) for label, setting in settings.items()}
+    seen = run_all(pool, rows, list(CHARACTERS), split, lambda _: size, {})
     return {
         label: [{g: (s.hits, s.n) for g, s in judging.shares(part).items()} for part in parts]
         for label, parts in seen.items()
     }
 
 
-def in_world(number: int) -> dict[str, list[dict[str, judging.Share]]]:
+def in_world(number: int, split: str) -> Found:
     """The same from a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.worlds", "--child"]
+    command = [sys.executable, "-m", "benchmarks.worlds", "--child", split]
     environment = {**os.environ, "MINI_SD_WORLD": str(number)}
     out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     found = json.loads(out.splitlines()[-1])
@@ -54,7 +70,7 @@ def in_world(number: int) -> dict[str, list[dict[str, judging.Share]]]:
     }
 
 
-def table(found: dict[int, dict[str, list[dict[str, judging.Share]]]]) -> str:
+def table(found: dict[int, Found]) -> str:
     """Of each world and setting the shares and their harmonic mean, and what leaving one world out would choose."""
     value = {
         world: {label: judging.mean([judging.harmonic(s) for s in parts]) for label, parts in part.items()}
@@ -62,32 +78,33 @@ def table(found: dict[int, dict[str, list[dict[str, judging.Share]]]]) -> str:
     }
     rows: list[list] = []
     for world, part in found.items():
-        elsewhere = {
-            label: judging.mean([value[w][label] for w in WORLDS if w != world]) for label in SETTINGS if label in part
-        }
+        elsewhere = {label: judging.mean([value[w][label] for w in WORLDS if w != world]) for label in part}
         best = max(elsewhere, key=lambda label: elsewhere[label])
         for label, parts in part.items():
             mark = " (best on the two others)" if label == best else ""
             shown = (tables.pooled(parts, g).value for g in GROUPS)
-            rows.append([world, label + mark, *shown, value[world][label]])
+            worst = min(judging.worst_other(s).value for s in parts)
+            rows.append([world, label + mark, *shown, worst, value[world][label]])
     first = next(iter(found[1].values()))
-    return tables.markdown(["world", *tables.counted("setting", first, GROUPS, "harmonic mean")], rows)
+    return tables.markdown(["world", *tables.counted("setting", first, GROUPS, "worst pair", "harmonic mean")], rows)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=SPLITS, default=list(SPLITS))
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=SPLITS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(judged()))
+        print(json.dumps(judged(options.child)))
         return 0
     if WORLD != 1:
         raise SystemExit("Run it without MINI_SD_WORLD: it goes through all worlds itself.")
-    text = table({world: in_world(world) for world in WORLDS})
-    print(text)
-    if options.write:
-        tables.fill({"worlds": text})
+    for split in options.only:
+        text = table({world: in_world(world, split) for world in WORLDS})
+        print(f"## {split}\n\n{text}", flush=True)
+        if options.write:
+            tables.fill({f"worlds: {split}": text})
     return 0
 
 
