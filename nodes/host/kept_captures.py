@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from .identity import Digest, identify
 from .paths import FOLDER, SUFFIX, check_room
 from .sampling import Trajectory
 
+MOST = 12  # files that are kept: 3 GB of SDXL's
 log = logging.getLogger("pure-concept-unlearning")
 
 
@@ -35,12 +37,13 @@ def captured(
     identity = identify(model, clip, found)
     path = path_of(identity, prompts, trajectory)
     if keep and path.is_file():
+        os.utime(path)  # it is in use: others go first
         return read(path, identity, prompts, trajectory), f"Used {path.name}: {count} ordinary pictures of this MODEL."
     what = f"{count} ordinary pictures x {trajectory.recorded_steps} steps"
     reporting.show(f"Capturing {what}, once for this MODEL", node_id)
     capture = recording.capture(model, clip, prompts, trajectory)
     told = f"Captured {what}: {capture.count} rows in each of {len(capture.moments)} attention layers."
-    if not keep:
+    if not keep or path.is_file():  # another ComfyUI was faster
         return capture, told
     try:
         check_room(path, capture.nbytes)
@@ -48,7 +51,16 @@ def captured(
     except PureError as error:
         log.warning("%s", error)
         return capture, f"{reporting.WARNING}The result could not be kept for next time. {error}\n{told}"
-    return capture, f"{told}\nKept for next time in {written}."
+    size = written.stat().st_size / 2**20
+    forget_old(path.parent)
+    return capture, f"{told}\nKept for next time in {written} ({size:.0f} MB)."
+
+
+def forget_old(folder: Path) -> None:
+    """Deletes the files that were used longest ago, so that MOST are left: each LoRA at each strength makes another."""
+    files = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime)
+    for path in files[: max(len(files) - MOST, 0)]:
+        path.unlink(missing_ok=True)
 
 
 def path_of(identity: ModelIdentity, prompts: Prompts, trajectory: Trajectory) -> Path:

@@ -1,10 +1,12 @@
 """PURE Capture Ordinary Pictures: captured once per MODEL, kept as a file, and used again only for what it is of."""
 
+import os
+
 import folder_paths
 import pytest
 import torch
 from comfy.cli_args import args
-from pure_pack.nodes.host import recording
+from pure_pack.nodes.host import kept_captures, recording
 from pure_pack.nodes.ordinary import TOGETHER, CaptureOrdinary
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.ordinary import ORDINARY
@@ -103,6 +105,19 @@ def test_without_keep_file_nothing_is_written_or_read(mini, models):
     _, told = ordinary(*mini[:2], keep_file=False)
     assert files(models) == []
     assert "Kept" not in told
+
+
+def test_the_files_that_were_used_longest_ago_go(mini, models, monkeypatch):
+    monkeypatch.setattr(kept_captures, "MOST", 2)
+    for second, captions in enumerate(("a red circle", "a blue star")):
+        ordinary(*mini[:2], captions=captions)
+        newest = max(models.rglob("*.safetensors"), key=lambda path: path.stat().st_ctime_ns)
+        os.utime(newest, (second, second))
+    first = {path.name for path in models.rglob("*.safetensors") if path.stat().st_mtime == 0}
+    ordinary(*mini[:2], captions="a red circle")  # used again: now the other one is the oldest
+    ordinary(*mini[:2], captions="a green square")
+    assert len(files(models)) == 2
+    assert first <= set(files(models))
 
 
 def test_own_captions_are_not_written_where_the_host_writes_no_metadata(mini, models, monkeypatch):
