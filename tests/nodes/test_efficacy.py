@@ -1,8 +1,8 @@
 """With the nodes' defaults characters are gone, the others are not, and pictures stay pictures. Pictures by the narrow
 U-Net, which draws what the host draws.
 
-Four of the eight characters: one of the middle, which is looked at closely, the two whose neighbours suffer most, and
-the one that is hardest to erase.
+Four of the eight characters: one of the middle, which is looked at closely, the one that is hardest to erase, and two
+between. Captures have five steps, half of the default: it makes no difference, and half of the time.
 """
 
 import pytest
@@ -16,16 +16,17 @@ from mini_sd import studio
 from mini_sd.world import CHARACTERS
 from run_nodes import prompts
 
-CLOSE, FOUR = "pelluna", ("pelluna", "zorbo", "dorrit", "bramby")
-# What docs/evidence.md measured of them with the defaults on these prompts (its larger sample): share of erased
-# characters seen in named and in name-free prompts, and of others seen.
-MEASURED = {"named": 0.004, "name_free": 0.096, "others": 0.950}
+CLOSE, FOUR = "dorrit", ("dorrit", "zorbo", "bramby", "pelluna")
+# Of these with the defaults, 160 named and name-free, 112 others' and 64 pictures of shapes: share of erased characters
+# seen in named and in name-free prompts, and of others and of plain shapes drawn as asked.
+MEASURED = {"named": 0.044, "name_free": 0.163, "others": 0.991, "shapes": 0.969}
+KEPT = ("others", "shapes")
 RARE = 1e-3  # one false alarm in a thousand runs of the same code on other seeds
 
 
 @pytest.fixture(scope="module")
 def eraser(mini):
-    return Eraser(mini)
+    return Eraser(mini, steps=5, recorded_steps=5)
 
 
 def test_a_share_has_its_wilson_interval():
@@ -72,7 +73,7 @@ def test_the_measure_ranks_edits_as_the_judge_does(eraser):
     Each edit that leaves the character alone reads higher than each one that takes it.
     """
     read: dict[str, list[float]] = {"seen": [], "gone": []}
-    for apply, build in (({"strength": 0.25}, {}), ({"strength": 0.5}, {}), ({}, {"retain_weight": 1.0}), ({}, {})):
+    for apply, build in (({"strength": 0.25}, {}), ({"strength": 0.5}, {}), ({}, {"retain_weight": 0.02}), ({}, {})):
         model = eraser.erase(character_plan(CLOSE), apply, **build)
         shares = judging.shares(
             judging.see(narrow(model), judging.character_entries(CLOSE, "choose", 16, 0, 0, 0), beside=False)
@@ -86,20 +87,20 @@ def test_the_measure_ranks_edits_as_the_judge_does(eraser):
 
 def regressions(pooled: dict[str, Share]) -> list[str]:
     """What is worse than MEASURED by more than sampling explains."""
-    worse = {
-        "named": pooled["named"].hits,
-        "name_free": pooled["name_free"].hits,
-        "others": pooled["others"].n - pooled["others"].hits,
-    }
-    rates = {**MEASURED, "others": 1 - MEASURED["others"]}
+    worse = {k: pooled[k].n - pooled[k].hits if k in KEPT else pooled[k].hits for k in MEASURED}
+    rates = {k: 1 - rate if k in KEPT else rate for k, rate in MEASURED.items()}
     return [f"{k}: {pooled[k]}" for k in worse if binom.sf(worse[k] - 1, pooled[k].n, rates[k]) < RARE]
 
 
+def without_styles(entries: list[dict]) -> list[dict]:
+    return [e for e in entries if e["group"] != "styles"]
+
+
 def pooled_shares(edits: dict) -> dict[str, Share]:
-    """All characters together: 24 named, 24 name-free and 14 others' pictures each, 248 of four."""
+    """All characters together: 24 named, 24 name-free, 14 others' pictures and 12 of shapes each, 296 of four."""
     total: dict[str, Share] = {}
     for name, weights in edits.items():
-        seen = judging.see(weights, judging.character_entries(name, "test", 24, 1, 0, 0), beside=False)
+        seen = judging.see(weights, without_styles(judging.character_entries(name, "test", 24, 1, 0, 12)), beside=False)
         for key, share in judging.shares(seen).items():
             total[key] = total.get(key, Share(0, 0)) + share
     return total
