@@ -7,6 +7,7 @@ from dataclasses import asdict
 from comfy_api.latest import io
 
 from ..pure_core.kinds import KINDS, settings_of
+from ..pure_core.ordinary import STEPS
 from ..pure_core.prompts import make_prompts
 from . import sockets
 from .host import expansion, reporting, sampling, sites
@@ -152,7 +153,7 @@ class EraseConcept(io.ComfyNode):
             ordinary={
                 "language": KINDS[kind].language,
                 "captions": ordinary,
-                "steps": 5,
+                "steps": STEPS,
                 "size": side,
                 "keep_file": True,
                 "batch_size": batch_size,

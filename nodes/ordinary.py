@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..pure_core.ordinary import ORDINARY
+from ..pure_core.ordinary import ORDINARY, STEPS
 from ..pure_core.prompts import Prompts, anchor_prompts
 from . import sockets
 from .host import expansion, kept_captures, paths, sampling, sites
@@ -44,7 +44,7 @@ class CaptureOrdinary(io.ComfyNode):
                         "draws. Leave out what you want to erase."
                     ),
                 ),
-                io.Int.Input("steps", default=5, min=1, max=100, tooltip="Of each picture. Five are enough."),
+                io.Int.Input("steps", default=STEPS, min=1, max=100, tooltip="Of each picture. Five are enough."),
                 io.Int.Input(
                     "size",
                     default=0,

@@ -44,7 +44,7 @@ def settings_of(kind: str, amount: float, joint: bool = False, keys: bool = True
     """The settings of a basis, and which projections are edited, for a kind and an amount.
 
     keys: whether the MODEL's keys can be edited. joint: for a MODEL in whose attention text and picture stand together,
-    where a concept's name holds out longest: half as much is kept, and half of that for ordinary pictures.
+    where a concept's name holds out longest: the weight and the share of ordinary pictures are halved.
     """
     check_offered("kind", kind, tuple(KINDS))
     own, part = KINDS[kind], 0.5 if joint else 1.0

@@ -4,6 +4,7 @@ No names of people, brands or artists. A last part is of plain shapes and made-u
 what an erasure takes along most easily.
 """
 
+STEPS = 5  # of each picture: ten gave the same edits' results
 ORDINARY: dict[str, tuple[str, ...]] = {
     "pictures": (
         "a photo of a cat sleeping on a sofa",

@@ -40,6 +40,7 @@ pack.load()
 
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.kinds import KINDS, settings_of
+from pure_pack.pure_core.ordinary import STEPS
 
 ELSEWHERE = "the other list is in another part"  # PURE Concept Prompts wants something to forget
 MERGED = 8  # captures that one PURE Merge Activations takes
@@ -188,7 +189,7 @@ def build_graph(
             clip=["loader", 1],
             language=KINDS[settings.kind].language,
             captions="",
-            steps=5,
+            steps=STEPS,
             size=settings.size,
             batch_size=settings.batch_size,
             keep_file=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from dataclasses import asdict
@@ -37,7 +38,8 @@ def captured(
     identity = identify(model, clip, found)
     path = path_of(identity, prompts, trajectory)
     if keep and path.is_file():
-        os.utime(path)  # it is in use: others go first
+        with contextlib.suppress(OSError):  # a folder of models that several share may be read-only
+            os.utime(path)  # it is in use: others go first
         return read(path, identity, prompts, trajectory), f"Used {path.name}: {count} ordinary pictures of this MODEL."
     what = f"{count} ordinary pictures x {trajectory.recorded_steps} steps"
     reporting.show(f"Capturing {what}, once for this MODEL", node_id)
@@ -58,9 +60,10 @@ def captured(
 
 def forget_old(folder: Path) -> None:
     """Deletes the files that were used longest ago, so that MOST are left: each LoRA at each strength makes another."""
-    files = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime)
-    for path in files[: max(len(files) - MOST, 0)]:
-        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another ComfyUI does the same
+        files = sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime)
+        for path in files[: max(len(files) - MOST, 0)]:
+            path.unlink(missing_ok=True)
 
 
 def path_of(identity: ModelIdentity, prompts: Prompts, trajectory: Trajectory) -> Path:

@@ -133,6 +133,16 @@ def test_a_folder_that_cannot_be_written_is_a_warning_and_no_failure(mini, model
     assert told.startswith("Warning: The result could not be kept")
 
 
+def test_a_kept_file_in_a_folder_that_may_not_be_changed_is_used(mini, models, monkeypatch):
+    ordinary(*mini[:2])
+
+    def refused(*_):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(kept_captures.os, "utime", refused)
+    assert ordinary(*mini[:2])[1].startswith("Used ")
+
+
 @pytest.mark.parametrize("language", ORDINARY)
 def test_the_packs_own_captions_are_many_and_distinct(language):
     captions = ORDINARY[language]

@@ -18,7 +18,7 @@ from pure_pack.pure_core.projection import edit_matrix
 from safetensors.torch import save_file
 
 from mini_sd import dit_layout
-from random_transformers import TRANSFORMERS, RandomText
+from random_transformers import Random, RandomText
 from run_nodes import apply, build, capture, output_in, prompts, run
 
 F8, LARGEST = torch.float8_e4m3fn, 448.0
@@ -30,7 +30,7 @@ class Text(RandomText):
 
     def __init__(self):
         super().__init__("Wan t2v")
-        self.row = TRANSFORMERS["Wan t2v"].__class__("WAN21_T2V", {}, context=4096)
+        self.row = Random("WAN21_T2V", {}, context=4096)
 
 
 def quantised(form: str, dtype=F8) -> tuple[dict, dict]:

@@ -70,8 +70,8 @@ def in_world(number: int, split: str) -> Found:
     }
 
 
-def table(found: dict[int, Found]) -> str:
-    """Of each world and setting the shares and their harmonic mean, and what leaving one world out would choose."""
+def table(found: dict[int, Found], choosing: bool) -> str:
+    """Of each world and setting the shares and their harmonic mean; choosing: and what leaving it out would choose."""
     value = {
         world: {label: judging.mean([judging.harmonic(s) for s in parts]) for label, parts in part.items()}
         for world, part in found.items()
@@ -81,7 +81,7 @@ def table(found: dict[int, Found]) -> str:
         elsewhere = {label: judging.mean([value[w][label] for w in WORLDS if w != world]) for label in part}
         best = max(elsewhere, key=lambda label: elsewhere[label])
         for label, parts in part.items():
-            mark = " (best on the two others)" if label == best else ""
+            mark = " (best on the two others)" if choosing and label == best else ""
             shown = (tables.pooled(parts, g).value for g in GROUPS)
             worst = min(judging.worst_other(s).value for s in parts)
             rows.append([world, label + mark, *shown, worst, value[world][label]])
@@ -101,7 +101,7 @@ def main() -> int:
     if WORLD != 1:
         raise SystemExit("Run it without MINI_SD_WORLD: it goes through all worlds itself.")
     for split in options.only:
-        text = table({world: in_world(world, split) for world in WORLDS})
+        text = table({world: in_world(world, split) for world in WORLDS}, split == "choose")
         print(f"## {split}\n\n{text}", flush=True)
         if options.write:
             tables.fill({f"worlds: {split}": text})
