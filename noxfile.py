@@ -1,5 +1,6 @@
 """The project's commands; `nox -l` lists them. All but lint and core run in the ComfyUI of tools/get_comfyui.py."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import nox
 nox.options.sessions = ["lint", "tests"]
 nox.options.default_venv_backend = "none"
 ROOT = Path(__file__).parent
+WHOLE = ["-n2", "--dist=loadfile", "--no-loadscope-reorder", "--cov", "--cov-report=term:skip-covered"]
 PASSIVE = {"OMP_WAIT_POLICY": "passive"}  # OpenMP threads that spin starve shared cores
 
 
@@ -20,7 +22,7 @@ def host_python(session: nox.Session, *options: str) -> str:
 
 def install(session: nox.Session, *packages: str) -> None:
     """Installs packages at the versions that the test environment pins."""
-    session.install("-c", "tools/comfyui-requirements.txt", *packages)
+    session.install("-c", "tools/comfyui-requirements.txt", "-c", "tools/test-requirements.txt", *packages)
 
 
 @nox.session
@@ -39,16 +41,18 @@ def ui(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests, with the floor of coverage that pyproject.toml states; arguments after -- go to pytest instead.
 
-    The web UI's tests need a Chromium. Two processes take them file by file.
+    The web UI's tests need a Chromium. Two processes take them file by file. `-- --comfyui PATH [--python PATH]` runs
+    them in a ComfyUI that is there already; --record puts the result into the table of hosts.
     """
-    options = session.posargs or [
-        "-n2",
-        "--dist=loadfile",
-        "--no-loadscope-reorder",
-        "--cov",
-        "--cov-report=term:skip-covered",
-    ]
-    session.run(host_python(session, "--tests"), "-m", "pytest", *options, external=True, env=PASSIVE)
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--comfyui")
+    parser.add_argument("--python")
+    host, options = parser.parse_known_args(session.posargs)
+    given = [f"--{name}={value}" for name, value in vars(host).items() if value]
+    python = host_python(session, "--tests", *given)
+    if not set(options) - {"--record"}:
+        options = [*WHOLE, *options]
+    session.run(python, "tools/run_pytest.py", *options, external=True, env=PASSIVE)
 
 
 @nox.session(venv_backend="venv", reuse_venv=True)

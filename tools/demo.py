@@ -25,7 +25,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from comfyui_server import Server
-from get_comfyui import COMFYUI_VERSION, PROJECT, Host
+from get_comfyui import PROJECT, Host
 from mini_sd import studio
 from mini_sd.layout import install_checkpoint
 from mini_sd.world import CHARACTERS
@@ -83,6 +83,7 @@ def run(output: Path, pictures: int) -> dict:
 
     with Server() as server:
         lap("setup")
+        comfyui = server.get("/system_stats")["system"]["comfyui_version"]
         graph = to_api(substitute(load("step_by_step")), server.get("/object_info"))
         outputs = server.run(graph, progress=show_progress("erasing", graph))
         lap("edit")
@@ -124,7 +125,7 @@ def run(output: Path, pictures: int) -> dict:
     report["versions"] = {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "comfyui": COMFYUI_VERSION,
+        "comfyui": comfyui,
         "system": platform.platform(),
     }
     contact_sheet(asked, images).save(output / "before_after.png")

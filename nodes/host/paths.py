@@ -17,6 +17,7 @@ from ...pure_core.whole_file import abandoned, next_name
 
 log = logging.getLogger("pure-concept-unlearning")
 FOLDER = "pure"  # the model folder of saved bases and captures
+KEPT = "ordinary"  # in models/pure: captures that the pack keeps for itself, by the MODEL that they are of
 SUFFIX = ".safetensors"
 ROOM = 16 * 2**20  # bytes that have to stay free beside the file itself
 SERVED = re.compile(r"[A-Za-z0-9._-]+")  # names of folders that the host serves files of
@@ -44,15 +45,21 @@ def warn_of_folder_name() -> None:
         )
 
 
+def kept_folder() -> Path:
+    """The folder of captures that the pack keeps for itself."""
+    return Path(folder_paths.models_dir) / FOLDER / KEPT
+
+
 def saved_files() -> list[str]:
-    """Names of the files in the folder type `pure`: bases and captures."""
+    """Names of the bases and captures in the folder type `pure`, without what the pack keeps for itself."""
     names: list[str]
     try:
         names = folder_paths.get_filename_list(FOLDER)
     except FileNotFoundError:  # the host remembers a folder that was deleted since
         del folder_paths.filename_list_cache[FOLDER]
         names = folder_paths.get_filename_list(FOLDER)
-    return names
+    kept = kept_folder()
+    return [name for name in names if Path(name).parts[0] != KEPT or not (kept.parent / name).exists()]
 
 
 def saved_path(name: str) -> Path:

@@ -1,8 +1,12 @@
 """The set-up tool's own promises; that it sets a ComfyUI up is shown by every other test."""
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 
 import get_comfyui
+import host_table
 from get_comfyui import Host, SetupError, find_python, link_folder, set_up, write_whole
 
 
@@ -18,6 +22,7 @@ def test_an_existing_comfyui_is_used_as_it_is(tmp_path, home):
     source = tmp_path / "ComfyUI"
     (source / "comfy").mkdir(parents=True)
     (source / "main.py").touch()
+    (source / "comfyui_version.py").write_text('# a comment\n__version__ = "0.33.1"\n', encoding="utf-8")
     (source / "venv" / "bin").mkdir(parents=True)
     (source / "venv" / "bin" / "python").touch()
     before = sorted(source.rglob("*"))
@@ -25,6 +30,9 @@ def test_an_existing_comfyui_is_used_as_it_is(tmp_path, home):
         host = set_up(source)
     assert host == Host.load()
     assert host.source == str(source)
+    assert host.version == "0.33.1"
+    assert not host.has_test_packages  # its own packages come first, what the tests need after them
+    assert replace(host, python=str(home / "venv" / "bin" / "python")).has_test_packages  # control
     assert host.python == str(find_python(source))
     assert sorted(source.rglob("*")) == before
     assert not (home / "venv").exists()
@@ -96,3 +104,16 @@ def test_without_a_chromium_the_tests_set_up_ends_in_one_sentence(monkeypatch, c
         get_comfyui.shutil, "which", lambda name: f"/somewhere/{name}" if name == "google-chrome" else None
     )
     assert get_comfyui.find_chromium() == "/somewhere/google-chrome"  # control
+
+
+def test_the_table_of_hosts_keeps_what_other_runs_put_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(host_table, "TABLES", tmp_path)
+    host_table.record("ComfyUI 0.33.0", {"nodes": Counter(passed=7, failed=1, error=1)})
+    host_table.record("ComfyUI 0.3.75", {"nodes": Counter(passed=9)})
+    host_table.record("ComfyUI 0.33.0", {"server": Counter(passed=3, skipped=1)})
+    *_, head, _, first, second = (tmp_path / "hosts.md").read_text(encoding="utf-8").splitlines()
+    assert head == "| host | tests/nodes | tests/server |"
+    assert first.startswith("| ComfyUI 0.3.75 | 9 passed (")
+    assert first.endswith(" | - |")
+    assert second.startswith("| ComfyUI 0.33.0 | 7 passed, 2 failed (")
+    assert "| 3 passed, 1 skipped (" in second

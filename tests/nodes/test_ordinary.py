@@ -6,7 +6,7 @@ import folder_paths
 import pytest
 import torch
 from comfy.cli_args import args
-from pure_pack.nodes.host import kept_captures, recording
+from pure_pack.nodes.host import kept_captures, paths, recording
 from pure_pack.nodes.ordinary import TOGETHER, CaptureOrdinary
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.ordinary import ORDINARY
@@ -149,3 +149,16 @@ def test_the_packs_own_captions_are_many_and_distinct(language):
     assert len(captions) >= 64
     assert len({c.casefold() for c in captions}) == len(captions)
     assert not any(c != c.strip() or "(" in c for c in captions)
+
+
+def test_what_is_kept_is_not_in_the_lists_of_saved_files(mini, models, monkeypatch):
+    folders = ([str(models / "pure"), str(models / "output" / "pure")], {".safetensors"})
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "pure", folders)
+    ordinary(*mini[:2])
+    (path,) = models.rglob("*.safetensors")
+    assert str(path.relative_to(models / "pure")) in folder_paths.get_filename_list("pure")  # control: the host's list
+    assert paths.saved_files() == []
+    own = models / "output" / "pure" / "ordinary" / "mine.safetensors"
+    own.parent.mkdir(parents=True)
+    path.rename(own)
+    assert paths.saved_files() == [os.path.join("ordinary", "mine.safetensors")]

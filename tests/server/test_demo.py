@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import demo
 import workflows
+from get_comfyui import Host
 from mini_sd.layout import full_state
 
 
@@ -54,6 +55,7 @@ def test_the_report_has_the_documented_keys_and_is_what_was_written(run):
     assert set(report) == set(demo.REPORT_KEYS)
     assert json.loads((folder / "report.json").read_text()) == report
     assert len(report["ranks"]) >= 7
+    assert report["versions"]["comfyui"] == Host.load().version
     assert set(report["seconds"]) == {"setup", "edit", "pictures", "save"}
     assert report["settings"]["PURE_BuildBasis"]["rule"] in ("energy", "contrast")
     with Image.open(folder / "before_after.png") as sheet:

@@ -46,6 +46,8 @@ def test_the_first_example_runs_from_the_unpacked_archive_beside_another_copy(fr
         graph = workflows.to_api(workflows.substitute(workflow), server.get("/object_info"))
         for i in workflows.find(graph, "PURE_ConceptPrompts"):
             graph[i]["inputs"]["templates"] = "a picture of {}"  # a sixth of the captures
+        for i in workflows.find(graph, "PURE_CaptureOrdinary"):
+            graph[i]["inputs"]["captions"] = "a red circle\na blue star in a meadow"
         assert faults(Browser(running_chromium, server).errors) == []  # each copy brings its script
         outputs = server.run(graph)
         before, after = (

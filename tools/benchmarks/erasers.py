@@ -230,22 +230,22 @@ class Eraser:
         basis = self.basis(plan, **build)
         return run(ApplyProjection, model=self.model, basis=basis, **(apply or {}))[0]
 
-    def measure(self, model, target: str) -> dict:
+    def measure(self, model, target: str, described: int = 3, retained: int = 4) -> dict:
         """What PURE_MeasureLeakage says of an edit of a character, asked by its name and by descriptions of the choose
-        set."""
+        set, beside so many others' names."""
 
         def probes(lines, role):
             return anchor_prompts("\n".join(lines), role, templates="{}\na picture of {}")
 
-        described = [e["prompt"] for e in studio.prompts()["choose"]["name_free"][target][:3]]
+        descriptions = [e["prompt"] for e in studio.prompts()["choose"]["name_free"][target][:described]]
         return json.loads(
             run(
                 MeasureLeakage,
                 original=self.model,
                 edited=model,
                 clip=self.clip,
-                concept_probes=probes([target, *described], "forget"),
-                retain_probes=probes([c for c in CHARACTERS if c != target][:4], "retain"),
+                concept_probes=probes([target, *descriptions], "forget"),
+                retain_probes=probes([c for c in CHARACTERS if c != target][:retained], "retain"),
                 steps=5,
                 seed=77,
                 width=64,

@@ -90,8 +90,8 @@ class Studio:
         return judging.shares(seen)
 
 
-def eraser(studio: Studio) -> Eraser:
-    return Eraser((studio.model, studio.clip, studio.vae))
+def eraser(studio: Studio, **capture) -> Eraser:
+    return Eraser((studio.model, studio.clip, studio.vae), **capture)
 
 
 def main() -> int:
