@@ -19,7 +19,8 @@ def _as_the_executor_runs_nodes():
 @pytest.fixture(scope="session")
 def mini():
     """MODEL, CLIP and VAE of the miniature checkpoint; shared, as clones in a graph share theirs."""
-    return inprocess.load_checkpoint()
+    model, clip, vae = inprocess.load_checkpoint()
+    return model, inprocess.quick_clip(clip), vae
 
 
 @pytest.fixture(scope="session")

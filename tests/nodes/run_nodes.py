@@ -17,6 +17,7 @@ from pure_pack.nodes.host.weights import base_weight
 from pure_pack.nodes.prompts import ConceptPrompts
 
 from benchmarks.erasers import call, run
+from inprocess import CLIP_LAYERS
 
 
 def prompts(concepts, role="forget", **inputs):
@@ -65,6 +66,14 @@ def with_lora(model, seed=3):
     clone = model.clone()
     assert len(clone.add_patches(patches, 1.0)) == len(patches)
     return clone
+
+
+def whole_clip(clip):
+    """The miniature's CLIP with all twelve layers, of one without those that do nothing."""
+    out = clip.clone()
+    out.cond_stage_model = clip.patcher.model
+    assert len(out.cond_stage_model.get_submodule(CLIP_LAYERS)) == 12
+    return out
 
 
 def sample(model, clip, text="miplo at night", seed=5, steps=3):

@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from mini_sd import studio
+from run_nodes import whole_clip
 
 TIGHT = 1e-4
 TEXTS = [
@@ -22,8 +23,11 @@ def test_the_hosts_tokenizer_gives_the_stored_ids(mini):
 
 
 def test_the_text_encoder_agrees(mini):
+    whole = whole_clip(mini[1])
     for text in TEXTS:
-        full = mini[1].encode_from_tokens_scheduled(mini[1].tokenize(text))[0][0]
+        full, quick = (clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for clip in (whole, mini[1]))
+        assert_close(quick, full, rtol=0, atol=0)
+        full = full[0]
         narrow = studio.encode_text([text])
         assert_close(full[..., : narrow.shape[-1]], narrow, rtol=0, atol=TIGHT)
         assert full[..., narrow.shape[-1] :].abs().max() == 0

@@ -3,6 +3,8 @@
 On `test` prompts, pictures by the host's own sampler.
 """
 
+from dataclasses import replace
+
 import comfy.model_management
 import pytest
 import torch
@@ -11,6 +13,7 @@ from benchmarks import judging
 from benchmarks.erasers import character_plan
 from benchmarks.transformers import NAMES, Studio, eraser
 from mini_sd import dit, dit_layout
+from run_nodes import whole_clip
 from workflows import ORDINARY
 
 TARGET, EACH = "pelluna", 8
@@ -36,6 +39,8 @@ def test_the_hosts_full_layout_computes_what_the_narrow_weights_do(trained):
     expected = dit.velocity(kind, narrow, noise[:, live], sigma, text[..., : dit.TEXT])
     torch.testing.assert_close(out[:, live], expected, rtol=1e-4, atol=1e-4)
     assert not out[:, [c for c in range(16) if c not in live]].any()
+    whole = replace(studio, clip=whole_clip(studio.clip))
+    torch.testing.assert_close(whole.conditioning(["zorbo"]), studio.conditioning(["zorbo"]), rtol=0, atol=0)
     swapped = dit.velocity(kind, narrow, noise[:, live], sigma, text.flip(0)[..., : dit.TEXT])
     assert (swapped - expected).abs().max() > 0.05  # control: it reads the text
 

@@ -169,7 +169,7 @@ class Eraser:
 
     def __init__(self, checkpoint=None, model=None, **capture):
         loaded = checkpoint or inprocess.load_checkpoint()
-        self.model, self.clip = model or loaded[0], loaded[1]
+        self.model, self.clip = model or loaded[0], inprocess.quick_clip(loaded[1])
         self.settings = {**SIZE, **capture}
         self._captured: dict[tuple, object] = {}
 

@@ -47,11 +47,12 @@ class Studio:
     def load(cls, kind: str) -> Studio:
         if kind == "sd3":
             (path,) = dit_layout.install(BASE, dit_layout.SD3)
-            return cls(*comfy.sd.load_checkpoint_guess_config(str(path))[:3], (1, 16, 8, 8))
+            model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(path))
+            return cls(model, inprocess.quick_clip(clip), vae, (1, 16, 8, 8))
         net, clip, vae = map(str, dit_layout.install(BASE, dit_layout.WAN, dit_layout.CLIP, dit_layout.WAN_VAE))
         return cls(
             comfy.sd.load_diffusion_model(net),
-            comfy.sd.load_clip([clip], clip_type=comfy.sd.CLIPType.SD3),
+            inprocess.quick_clip(comfy.sd.load_clip([clip], clip_type=comfy.sd.CLIPType.SD3)),
             comfy.sd.VAE(sd=comfy.utils.load_torch_file(vae)),
             (1, 16, 1, 8, 8),
         )
