@@ -20,6 +20,16 @@ def host_python(session: nox.Session, *options: str) -> str:
     return json.loads((ROOT / ".comfyui" / "host.json").read_text(encoding="utf-8"))["python"]
 
 
+def host_of(session: nox.Session, *options: str) -> tuple[str, list[str]]:
+    """The Python of the host that `-- --comfyui PATH [--python PATH]` names, or else of the pinned one; and the other
+    arguments after --."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--comfyui")
+    parser.add_argument("--python")
+    host, rest = parser.parse_known_args(session.posargs)
+    return host_python(session, *options, *(f"--{name}={value}" for name, value in vars(host).items() if value)), rest
+
+
 def install(session: nox.Session, *packages: str) -> None:
     """Installs packages at the versions that the test environment pins."""
     session.install("-c", "tools/comfyui-requirements.txt", "-c", "tools/test-requirements.txt", *packages)
@@ -44,12 +54,7 @@ def tests(session: nox.Session) -> None:
     The web UI's tests need a Chromium. Two processes take them file by file. `-- --comfyui PATH [--python PATH]` runs
     them in a ComfyUI that is there already; --record puts the result into the table of hosts.
     """
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("--comfyui")
-    parser.add_argument("--python")
-    host, options = parser.parse_known_args(session.posargs)
-    given = [f"--{name}={value}" for name, value in vars(host).items() if value]
-    python = host_python(session, "--tests", *given)
+    python, options = host_of(session, "--tests")
     if not set(options) - {"--record"}:
         options = [*WHOLE, *options]
     session.run(python, "tools/run_pytest.py", *options, external=True, env=PASSIVE)
@@ -85,6 +90,16 @@ def efficacy(session: nox.Session) -> None:
     if not session.posargs:
         benchmark(session, "transformers")
         benchmark(session, "transfer")
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """On an NVIDIA card: tests/gpu there, then docs/tables/gpu.md. `-- --comfyui PATH` as for the tests."""
+    python, _ = host_of(session)
+    environment = {**PASSIVE, "PURE_DEVICE": "cuda"}
+    session.run(python, "tools/run_pytest.py", "tests/gpu", "--record", external=True, env=environment)
+    with session.chdir("tools"):
+        session.run(python, "-m", "benchmarks.gpu", "--write", external=True, env=environment)
 
 
 @nox.session

@@ -12,16 +12,20 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pack
-from get_comfyui import HOME, Host
+from get_comfyui import HOME, Host, SetupError
 from mini_sd.layout import install_checkpoint
 from mini_sd.narrow import TEXT_LAYERS
 
+DEVICE = "PURE_DEVICE"  # environment variable: where MODELs run
 CLIP_LAYERS = "clip_l.transformer.text_model.encoder.layers"
 
 
 def start() -> None:
     """Puts the host on the import path with its options set, as its own main.py does, and loads the pack as
-    `pure_pack`."""
+    `pure_pack`.
+
+    On the CPU unless the environment variable PURE_DEVICE is "cuda"; raises SetupError where there is no such card.
+    """
     if "comfy.cli_args" in sys.modules:
         return
     host, arguments = Host.load(), sys.argv
@@ -30,7 +34,12 @@ def start() -> None:
     from comfy.cli_args import args
 
     sys.argv = arguments
-    args.cpu, args.base_directory = True, host.base
+    args.cpu, args.base_directory = os.environ.get(DEVICE, "cpu") != "cuda", host.base
+    if not args.cpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise SetupError(f"{DEVICE} is cuda, and torch {torch.__version__} finds no NVIDIA card.")
     import folder_paths  # noqa: F401
     import utils.install_util  # noqa: F401  (before nodes, as main.py has it)
 

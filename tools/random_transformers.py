@@ -1,8 +1,6 @@
 """Small random diffusion transformers of every family in the pack's table, by the host's own classes; float32.
 
-Of each family a config as the host's detection gives it, but narrow: widths that a class takes freely are made small. A
-config at the real widths (`real`) is built without memory, on the meta device, to see what the host's detection makes
-of it.
+Of each family a config as the host's detection gives it, but narrow: widths that a class takes freely are made small.
 """
 
 from __future__ import annotations
@@ -11,12 +9,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+CPU = torch.device("cpu")
 SIDE = 8  # of the latents that they are sampled at, where the family allows it
 
 
 @dataclass(frozen=True)
 class Random:
-    """One family: the host's config class, its narrow config and what differs at real widths.
+    """One family: the host's config class, its narrow config and what differs at real widths, of few blocks.
 
     context, pooled: widths of the conditioning. extra: further conditioning tensors, name -> shape after the batch,
     with `tokens` for the number of tokens. sites: how many attention sites it has. side: of its latents. tokens: how
@@ -139,7 +138,7 @@ TRANSFORMERS = {
         tokens=77,
         sites=4,
     ),
-    "Wan t2v": Random("WAN21_T2V", WAN, context=4096),
+    "Wan t2v": Random("WAN21_T2V", WAN, {"dim": 1536, "num_heads": 12, "ffn_dim": 8960, "num_layers": 4}, context=4096),
     "Wan i2v": Random("WAN21_I2V", {**WAN, "model_type": "i2v", "in_dim": 36}, context=4096),
     "Wan VACE": Random(
         "WAN21_Vace", {**WAN, "model_type": "vace", "vace_in_dim": 96, "vace_layers": 1}, context=4096, sites=3
@@ -299,23 +298,29 @@ TRANSFORMERS = {
 }
 
 
-def host_config(family: str):
-    """The host's config object of a narrow family."""
+def host_config(family: str, real: bool = False):
+    """The host's config object of a family, narrow or as wide as the real one."""
     import comfy.supported_models
 
     row = TRANSFORMERS[family]
-    return getattr(comfy.supported_models, row.config)(dict(row.narrow))
+    return getattr(comfy.supported_models, row.config)({**row.narrow, **(row.real if real else {})})
 
 
-def load_transformer(family: str, seed: int = 1):
-    """A MODEL of a family with random weights, all live, in float32 on the CPU; as the host's loader makes one."""
+def load_transformer(
+    family: str,
+    seed: int = 1,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+    real: bool = False,
+):
+    """A MODEL of a family with random weights, all live, to run on a device; as the host's loader makes one."""
     import comfy.model_patcher
 
-    config, cpu = host_config(family), torch.device("cpu")
-    config.set_inference_dtype(torch.float32, None)
-    model = config.get_model({}, "", device=cpu)
+    config = host_config(family, real)
+    config.set_inference_dtype(dtype, None)
+    model = config.get_model({}, "", device=CPU)
     randomise(model.diffusion_model, seed)
-    return comfy.model_patcher.ModelPatcher(model.eval(), load_device=cpu, offload_device=cpu)
+    return comfy.model_patcher.ModelPatcher(model.eval(), load_device=device, offload_device=CPU)
 
 
 def randomise(module: torch.nn.Module, seed: int) -> None:

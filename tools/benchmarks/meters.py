@@ -17,10 +17,18 @@ from torch.utils.flop_counter import FlopCounterMode
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
+def settle() -> None:
+    """Waits for what a GPU was given to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def timed(function: Callable, *args) -> tuple:
     """What function(*args) returns, and the seconds it took."""
+    settle()
     started = time.perf_counter()
     result = function(*args)
+    settle()
     return result, time.perf_counter() - started
 
 
