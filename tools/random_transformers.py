@@ -19,7 +19,7 @@ class Random:
 
     context, pooled: widths of the conditioning. extra: further conditioning tensors, name -> shape after the batch,
     with `tokens` for the number of tokens. sites: how many attention sites it has. side: of its latents. tokens: how
-    many the family wants, where it wants a number.
+    many the family wants, where it wants a number. newer: what its config has to hold in hosts after 0.3.75.
     """
 
     config: str
@@ -31,6 +31,16 @@ class Random:
     sites: int = 2
     side: int = SIDE
     tokens: int = 0
+    newer: dict = field(default_factory=dict)
+
+    def config_in_this_host(self, real: bool):
+        """The host's config object, narrow or as wide as the real one; None where the host has no such family."""
+        import comfy.ldm.flux.model
+        import comfy.supported_models
+
+        made = getattr(comfy.supported_models, self.config, None)
+        asks = "txt_ids_dims" in comfy.ldm.flux.model.FluxParams.__dataclass_fields__
+        return made and made({**self.narrow, **(self.newer if asks else {}), **(self.real if real else {})})
 
 
 WAN = {
@@ -147,6 +157,27 @@ TRANSFORMERS = {
         "CosmosT2IPredict2",
         {**COSMOS, "image_model": "cosmos_predict2", "pos_emb_learnable": True, "min_fps": 1, "max_fps": 30},
     ),
+    "Anima": Random(  # its own text adapter gives 512 tokens
+        "Anima",
+        {**COSMOS, "image_model": "anima", "crossattn_emb_channels": 1024, "min_fps": 1, "max_fps": 30},
+        context=1024,
+        extra={"t5xxl_ids": ("tokens",), "t5xxl_weights": ("tokens",)},
+    ),
+    "Kandinsky 5": Random(
+        "Kandinsky5Image",
+        {
+            "image_model": "kandinsky5",
+            "model_dim": 256,
+            "axes_dims": (16, 24, 24),
+            "time_dim": 32,
+            "ff_dim": 64,
+            "visual_embed_dim": 64,
+            "num_text_blocks": 1,
+            "num_visual_blocks": 2,
+        },
+        context=3584,
+        pooled=768,
+    ),
     "Cosmos 1": Random(
         "CosmosT2V",
         {
@@ -225,7 +256,7 @@ TRANSFORMERS = {
             "joint_attention_dim": 32,
         },
     ),
-    "Flux.1": Random("Flux", FLUX, pooled=24),
+    "Flux.1": Random("Flux", FLUX, pooled=24, newer={"txt_ids_dims": []}),
     "Flux.2": Random(
         "Flux2",
         {
@@ -245,6 +276,7 @@ TRANSFORMERS = {
             "theta": 2000,
         },
         pooled=24,
+        newer={"txt_ids_dims": [3]},
     ),
     "Chroma": Random(
         "Chroma",
@@ -259,8 +291,9 @@ TRANSFORMERS = {
             "n_layers": 2,
         },
         pooled=24,
+        newer={"txt_ids_dims": [], "vec_in_dim": None},
     ),
-    "HunyuanVideo": Random("HunyuanVideo", HUNYUAN, pooled=24),
+    "HunyuanVideo": Random("HunyuanVideo", HUNYUAN, pooled=24, newer={"meanflow_sum": False}),
     "AuraFlow": Random(
         "AuraFlow",
         {
@@ -298,12 +331,9 @@ TRANSFORMERS = {
 }
 
 
-def host_config(family: str, real: bool = False):
-    """The host's config object of a family, narrow or as wide as the real one."""
-    import comfy.supported_models
-
-    row = TRANSFORMERS[family]
-    return getattr(comfy.supported_models, row.config)({**row.narrow, **(row.real if real else {})})
+def in_this_host() -> list[str]:
+    """The families that the host at hand has: all but a few that came after ComfyUI 0.3.75."""
+    return [family for family, row in TRANSFORMERS.items() if row.config_in_this_host(False)]
 
 
 def load_transformer(
@@ -316,7 +346,7 @@ def load_transformer(
     """A MODEL of a family with random weights, all live, to run on a device; as the host's loader makes one."""
     import comfy.model_patcher
 
-    config = host_config(family, real)
+    config = TRANSFORMERS[family].config_in_this_host(real)
     config.set_inference_dtype(dtype, None)
     model = config.get_model({}, "", device=CPU)
     randomise(model.diffusion_model, seed)
@@ -364,4 +394,6 @@ class RandomText:
         for name, shape in self.row.extra.items():
             drawn = draw(*shape)
             extra[name] = torch.ones_like(drawn, dtype=torch.int64) if "mask" in name else drawn
+            if name.startswith("t5xxl"):  # as the host's text encoder has them: of no batch
+                extra[name] = torch.arange(tokens, dtype=torch.int) if "ids" in name else torch.ones(tokens)
         return [[draw("tokens", self.row.context), extra]]

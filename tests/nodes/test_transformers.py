@@ -1,7 +1,9 @@
 """Every family of transformers in the table, on a small random model of the host's own classes: from sites to files."""
 
+import inspect
 import sys
 
+import comfy.ldm.flux.layers
 import comfy.sample
 import comfy.samplers
 import comfy.sd
@@ -15,13 +17,15 @@ from pure_pack.nodes.host.weights import base_weight, effective_weight
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.projection import edit_matrix
 
-from random_transformers import TRANSFORMERS, RandomText, load_transformer
+from random_transformers import TRANSFORMERS, RandomText, in_this_host, load_transformer
 from run_nodes import apply, build, capture, prompts
 
 FORGET = "one thing\nanother and quite a different long one\nthird"
 KEEP = "something else\nand more\nyet more of it"
 STEPS = {"steps": 4, "recorded_steps": 2, "scheduler": "simple"}
-TEXT_LAST = ("HunyuanVideo", "HiDream")
+TEXT_LAST = {"HiDream"}
+if "flipped_img_txt" in inspect.signature(comfy.ldm.flux.layers.DoubleStreamBlock).parameters:  # gone in newer hosts
+    TEXT_LAST |= {"HunyuanVideo"}
 JOINT = {family for family in TRANSFORMERS if family in ("SD 3", "SD 3.5 medium", "Qwen-Image", "Flux.1", "Flux.2")}
 JOINT |= {"Chroma", "HunyuanVideo", "AuraFlow", "HiDream"}
 NAMES = {
@@ -32,6 +36,8 @@ NAMES = {
     "Wan i2v": "blocks.0.cross_attn",
     "Wan VACE": "blocks.0.cross_attn",
     "Cosmos-Predict2": "blocks.0.cross_attn",
+    "Anima": "blocks.0.cross_attn",
+    "Kandinsky 5": "visual_transformer_blocks.0.cross_attention",
     "Cosmos 1": "blocks.block0.blocks.1.block.attn",
     "LTX Video": "transformer_blocks.0.attn2",
     "SD 3": "joint_blocks.0",
@@ -56,7 +62,7 @@ def size(model, family):
     return {**STEPS, "width": pixels(model, family), "height": pixels(model, family)}
 
 
-@pytest.fixture(scope="module", params=list(TRANSFORMERS))
+@pytest.fixture(scope="module", params=in_this_host())
 def case(request):
     """A family, its MODEL, its text encoder, and captures of what to forget and to keep."""
     family = request.param
