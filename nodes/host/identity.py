@@ -19,6 +19,7 @@ from .weights import base_weight, effective_weight, float_weight, is_quantised
 SAMPLED = 256  # numbers of a tensor that a digest looks at
 PER_SITE = 32  # projections of a site's values by which distances of MODELs are estimated
 DEEPEST, MOST = 6, 20_000  # levels of containers, closures and objects that a digest goes into, and how many of them
+UNINITIALISED = "text_projection"  # checkpoints of SD 1 have none, and newer hosts then leave what was in memory
 OPAQUE = (torch.nn.Module, comfy.model_patcher.ModelPatcher)  # they hold what changes as a MODEL is loaded
 SAMPLING_NUMBERS = ("sigma_data", "shift", "multiplier", "sigma_min", "sigma_max")
 
@@ -172,7 +173,7 @@ def clip_digest(clip: Any) -> str:
     digest, patcher = Digest(), getattr(clip, "patcher", None)
     if patcher is None:  # another pack's own kind of CLIP
         return ""
-    keys = sorted(key for key in patcher.model.state_dict() if key.endswith("weight"))
+    keys = sorted(k for k in patcher.model.state_dict() if k.endswith("weight") and UNINITIALISED not in k)
     for key in keys[:: max(1, len(keys) // 32)]:
         digest.add(_values(patcher, key))
     for key in sorted(patcher.patches):

@@ -1,12 +1,13 @@
 """What makes rows is part of a capture: captures of MODELs in different states are never mixed."""
 
+import copy
 from dataclasses import replace
 
 import comfy.sd
 import comfy.weight_adapter
 import pytest
 import torch
-from pure_pack.nodes.host.identity import Digest, identify, weights_identity
+from pure_pack.nodes.host.identity import Digest, clip_digest, identify, weights_identity
 from pure_pack.nodes.host.patches import FAR, NEAR, of_other_weights
 from pure_pack.nodes.host.sites import attention_sites
 from pure_pack.nodes.host.weights import base_weight, effective_weight
@@ -110,6 +111,18 @@ def test_captures_with_another_clip_are_not_mixed(mini):
         with pytest.raises(PureError, match=r"differ in the CLIP\. Connect the same"):
             build(forget, capture((mini[0], clip), prompts("zorbo", "retain", templates="{}")))
     assert build(forget, capture((mini[0], mini[1].clone()), prompts("zorbo", "retain", templates="{}"))).sites
+
+
+def test_a_weight_that_no_checkpoint_of_the_family_has_is_not_part_of_the_clip(mini):
+    """Newer hosts leave in it what was in memory: with it a MODEL's own captures did not fit each other."""
+    other = mini[1].clone()
+    other.patcher.model = copy.deepcopy(mini[1].patcher.model)
+    text = other.patcher.model.clip_l.transformer
+    text.text_projection.weight.fill_(torch.nan)
+    assert clip_digest(other) == clip_digest(mini[1])
+    for parameter in text.parameters():
+        parameter += 1
+    assert clip_digest(other) != clip_digest(mini[1])  # control
 
 
 def test_an_identity_does_not_depend_on_what_was_done_with_the_model(mini):
