@@ -28,6 +28,7 @@ TOOLS = Path(__file__).resolve().parent
 PROJECT = TOOLS.parent
 HOME = PROJECT / ".comfyui"
 BASE = "PURE_BASE"  # environment variable: a base directory to use instead of the host's
+DEVICE = "PURE_DEVICE"  # environment variable: "cuda" to run MODELs on an NVIDIA card, in tests and benchmarks
 PACK = "pure-concept-unlearning"
 REQUIREMENTS = TOOLS / "comfyui-requirements.txt"
 TEST_REQUIREMENTS = TOOLS / "test-requirements.txt"

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping
 from datetime import date
 from importlib import metadata
 
-from get_comfyui import PROJECT, Host
+from get_comfyui import DEVICE, PROJECT, Host
 
 TABLES = PROJECT / "docs" / "tables"
 HEAD = """# Tests by ComfyUI
@@ -25,7 +26,7 @@ def this_host() -> str:
     """The host and what it runs on, in words."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    device = torch.cuda.get_device_name() if os.environ.get(DEVICE) == "cuda" else "CPU"
     versions = (f"Python {platform.python_version()}", f"torch {torch.__version__.partition('+')[0]}")
     frontend = metadata.version("comfyui-frontend-package")
     return f"ComfyUI {Host.load().version}, frontend {frontend}, {', '.join(versions)}, {device}"

@@ -12,11 +12,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pack
-from get_comfyui import HOME, Host, SetupError
+from get_comfyui import DEVICE, HOME, Host, SetupError
 from mini_sd.layout import install_checkpoint
 from mini_sd.narrow import TEXT_LAYERS
 
-DEVICE = "PURE_DEVICE"  # environment variable: where MODELs run
 CLIP_LAYERS = "clip_l.transformer.text_model.encoder.layers"
 
 
