@@ -13,7 +13,7 @@ from pure_pack.pure_core.projection import edit_matrix
 import random_models
 from benchmarks import gpu
 from random_transformers import RandomText, load_transformer
-from run_nodes import apply, build, capture, prompts
+from run_nodes import apply, build, capture, no_room_for, prompts
 
 DEVICE = management.get_torch_device()
 ON_GPU = DEVICE.type == "cuda"
@@ -127,21 +127,12 @@ def test_the_edit_is_on_the_device_and_the_weights_come_back_bit_by_bit(unet, ed
     assert changed(before, state_of(model)) == []
 
 
-def test_weights_that_do_not_fit_are_edited_as_they_are_used(unet, edited, monkeypatch):
+def test_weights_that_do_not_fit_are_edited_as_they_are_used(unet, edited):
     model, _, clip, dtype = unet
     whole, original = draw(edited[0], clip), draw(model, clip)
     management.unload_all_models()
-    load, counted = type(model).load, []
-
-    def starved(self, device_to=None, lowvram_model_memory=0, **kwargs):
-        result = load(self, device_to, lowvram_model_memory=1, **{**kwargs, "full_load": False})
-        counted.append(self.model.lowvram_patch_counter)
-        return result
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(model), "load", starved)
+    with no_room_for(model) as counted:
         part = draw(edited[0], clip)
-    assert counted
     assert max(counted) > 0  # control
     if dtype.itemsize > 1:  # fp8: patched as they are used, weights are not rounded again
         assert (part - whole).norm() < 0.05 * (whole - original).norm() + 2 * DTYPES[dtype][1] * whole.norm()

@@ -89,6 +89,25 @@ def sample(model, clip, text="miplo at night", seed=5, steps=3):
 
 
 @contextlib.contextmanager
+def no_room_for(model):
+    """The host finds room for almost nothing of a MODEL as long as the block: what stays behind is patched as it is
+    used. Gives a list that gets the number of such weights at every loading."""
+    kind, counted = type(model), []
+    load = kind.load
+
+    def starved(self, device_to=None, lowvram_model_memory=0, **kwargs):
+        result = load(self, device_to, lowvram_model_memory=1, **{**kwargs, "full_load": False})
+        counted.append(self.model.lowvram_patch_counter)
+        return result
+
+    kind.load = starved
+    try:
+        yield counted
+    finally:
+        kind.load = load
+
+
+@contextlib.contextmanager
 def output_in(folder):
     """The host's output folder, and the pack's own in it, are there as long as the block."""
     before, known = folder_paths.get_output_directory(), dict(folder_paths.folder_names_and_paths)

@@ -16,7 +16,7 @@ from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.projection import edit_matrix
 from torch.testing import assert_close
 
-from run_nodes import apply, build, capture, prompts, run, sample, with_lora
+from run_nodes import apply, build, capture, no_room_for, prompts, run, sample, with_lora
 
 SIDES = {
     "keys and values": {"keys": "left", "values": "left"},
@@ -159,23 +159,14 @@ def test_the_adapter_survives_what_other_hosts_do_to_it(bases):
     assert_close(part[:, 10:30].double(), want[:, 10:30], rtol=1e-5, atol=1e-5)
 
 
-def test_the_lowvram_path_samples_the_same(mini, bases, monkeypatch):
+def test_the_lowvram_path_samples_the_same(mini, bases):
     import comfy.model_management as management
 
     model, clip, _ = mini
     edited = apply(model, bases["contrast", "whole layer"])
     whole, original = sample(edited, clip), sample(model, clip)
     management.unload_all_models()
-    load = type(edited).load
-    counted = []
-
-    def starved(self, device_to=None, lowvram_model_memory=0, **kwargs):
-        result = load(self, device_to, lowvram_model_memory=1, **{**kwargs, "full_load": False})
-        counted.append(self.model.lowvram_patch_counter)
-        return result
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(edited), "load", starved)
+    with no_room_for(edited) as counted:
         part = sample(edited, clip)
     management.unload_all_models()
     # control: keys and values of seven layers were patched on the fly

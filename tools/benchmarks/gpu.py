@@ -51,14 +51,12 @@ class Kind:
 
     def load(self, small: bool) -> tuple[Any, Any]:
         """MODEL and CLIP."""
+        dtype = torch.float32 if small else self.dtype
         if self.name in random_transformers.TRANSFORMERS:
             device = management.get_torch_device()
-            dtype = torch.float32 if small else self.dtype
             model = random_transformers.load_transformer(self.name, device=device, dtype=dtype, real=not small)
             return model, random_transformers.RandomText(self.name)
-        dtype = torch.float32 if small else self.dtype
-        layout = "sd2" if small else self.name
-        state = random_models.random_state(layout, full=not small, dtype=dtype)
+        state = random_models.random_state("sd2" if small else self.name, full=not small, dtype=dtype)
         model = random_models.load(state, dtype)
         return model, random_models.clip_of(model)
 
