@@ -236,25 +236,31 @@ def erase(
     (folder / "parts").mkdir(parents=True, exist_ok=True)
     parts = capture_parts(checkpoint, concepts, settings, folder / "parts")
     spread.run(parts)
-    builder = spread.first()
     prefix = f"pure/erased/{time.time_ns()}"
     files: dict[str, list[str]] = {"forget": [], "keep": []}
     for part in parts:
-        builder.upload(part.target, f"{prefix}/parts")
         files[part.label.partition(":")[0]].append(f"{prefix.removeprefix('pure/')}/parts/{part.target.name}")
-    builder.get("/object_info/PURE_LoadActivations")  # the host looks into the folder again
-    tell(f"Building the basis of {len(parts)} captures on {builder.url}")
-    outputs = builder.run(build_graph(checkpoint, concepts, settings, files, prefix, keep_model), seconds=24 * 3600)
-    fetched = {"basis.safetensors": "basis_00001_.safetensors", "lora.safetensors": "lora_00001_.safetensors"}
-    fetched["before_after.png"] = outputs["sheet"]["images"][0]["filename"]
-    for name, theirs in fetched.items():
-        builder.download(theirs, prefix, folder / name)
+
+    def build(client: Client) -> tuple[str, dict]:
+        """The address of the server that did it, and what its nodes said; the files are in the folder then."""
+        for part in parts:
+            client.upload(part.target, f"{prefix}/parts")
+        client.get("/object_info/PURE_LoadActivations")  # the host looks into the folder again
+        tell(f"Building the basis of {len(parts)} captures on {client.url}")
+        outputs = client.run(build_graph(checkpoint, concepts, settings, files, prefix, keep_model), seconds=24 * 3600)
+        fetched = {"basis.safetensors": "basis_00001_.safetensors", "lora.safetensors": "lora_00001_.safetensors"}
+        fetched["before_after.png"] = outputs["sheet"]["images"][0]["filename"]
+        for name, theirs in fetched.items():
+            client.download(theirs, prefix, folder / name)
+        return client.url, outputs
+
+    builder, outputs = spread.ask(build)
     report = {
         "checkpoint": checkpoint,
         "concepts": asdict(concepts),
         "settings": asdict(settings),
         "captures": {part.label: part.done or {"server": "an earlier run"} for part in parts},
-        "built on": builder.url,
+        "built on": builder,
         "basis": outputs["basis"]["text"][0],
         "edit": outputs["edit"]["text"][0],
         "saved": outputs["save checkpoint"]["text"][0] if keep_model else "no checkpoint",
@@ -293,9 +299,8 @@ def main(argv: list[str] | None = None) -> int:
         settings_of(settings.kind, settings.amount)  # says what is wrong with them
         with servers_of(options.servers) as urls:
             spread = Spread(urls, lambda line: print(line, flush=True))
-            checker = spread.first(options.wait)
             for concepts in jobs:  # before anything is sampled
-                check(checker, concepts, settings)
+                spread.ask(lambda client, concepts=concepts: check(client, concepts, settings), options.wait)
             for checkpoint in options.checkpoints:
                 for concepts in jobs:
                     folder = options.out / Path(checkpoint).stem / concepts.name

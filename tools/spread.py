@@ -56,6 +56,17 @@ class Spread:
                 )
             time.sleep(PAUSE)
 
+    def ask(self, question: Callable[[Client], Any], seconds: float = 0) -> Any:
+        """What the first server that answers, within so many seconds, says to a question; where it stops answering,
+        what the next one does."""
+        for _ in range(TRIES * len(self.clients)):
+            client = self.first(seconds)
+            try:
+                return question(client)
+            except UNREACHABLE as error:
+                self.tell(f"{client.url} does not answer ({error}); another one is asked.")
+        return question(self.first(seconds))
+
     def run(self, parts: list[Part]) -> None:
         """Until every part's file is here; those that are here already are not run again.
 

@@ -46,7 +46,7 @@ def test_a_server_that_dies_in_mid_capture_loses_nothing(server, base, concepts,
     with Server(base, ("--temp-directory", str(tmp_path / "temp"))) as doomed:
 
         def kill_it_at_work():
-            while not doomed.get("/queue")["queue_running"]:
+            while not any("capture" in graph for _, _, graph, *_ in doomed.get("/queue")["queue_running"]):
                 time.sleep(0.02)
             doomed.process.kill()
 
@@ -129,6 +129,27 @@ def test_the_readmes_command_runs_as_it_is_written(server, concepts, tmp_path):
         "parts",
         "report.json",
     ]
+
+
+def test_where_a_server_stops_answering_the_next_one_is_asked():
+    class Answers(Client):
+        def answers(self):
+            return self.url not in gone
+
+    def question(client):
+        if client.url == "http://a":
+            gone.add(client.url)
+            raise ConnectionRefusedError("refused")
+        return client.url
+
+    gone, told = set(), []
+    spread = Spread([], told.append)
+    spread.clients = [Answers("http://a"), Answers("http://b")]
+    assert spread.ask(question) == "http://b"
+    assert told == ["http://a does not answer (refused); another one is asked."]
+    gone.add("http://b")
+    with pytest.raises(ServerError, match="No ComfyUI answers at http://a, http://b"):
+        spread.ask(question)
 
 
 def test_a_file_that_breaks_off_is_a_lost_server_and_a_fault_of_ours_stops_everyone(tmp_path):
