@@ -94,12 +94,15 @@ def efficacy(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """On an NVIDIA card: tests/gpu there, then docs/tables/gpu.md. `-- --comfyui PATH` as for the tests."""
-    python, _ = host_of(session)
+    """On an NVIDIA card: tests/gpu there, then docs/tables/gpu.md.
+
+    `-- --comfyui PATH` as for the tests, `-- --only SDXL` for one MODEL.
+    """
+    python, rest = host_of(session)
     environment = {**PASSIVE, "PURE_DEVICE": "cuda"}
     session.run(python, "tools/run_pytest.py", "tests/gpu", "--record", external=True, env=environment)
     with session.chdir("tools"):
-        session.run(python, "-m", "benchmarks.gpu", "--write", external=True, env=environment)
+        session.run(python, "-m", "benchmarks.gpu", "--write", *rest, external=True, env=environment)
 
 
 @nox.session

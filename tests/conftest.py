@@ -23,6 +23,12 @@ IN_THE_BROWSER = ("tests/server/test_ui.py", "tests/server/test_examples.py")
 HOSTED = ("nodes", "server", "gpu")  # folders of tests that run in a ComfyUI
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that two processes end together."""
+    longest = ("server", "nodes")
+    items.sort(key=lambda item: next((i for i, name in enumerate(longest) if f"tests/{name}/" in item.nodeid), 9))
+
+
 def pytest_addoption(parser):
     parser.addoption("--record", action="store_true", help="put the result into docs/tables/hosts.md")
 
@@ -43,5 +49,8 @@ def pytest_terminal_summary(terminalreporter, config):
     if set(folders) & set(HOSTED):
         host = host_table.this_host()
         terminalreporter.write_line(f"They ran on {host}.")
-        if config.getoption("--record"):
+        partly = config.option.keyword or any(".py" in argument for argument in config.args)
+        if config.getoption("--record") and partly:
+            terminalreporter.write_line("Nothing was recorded: --record goes with whole folders.")
+        elif config.getoption("--record"):
             host_table.record(host, {folder: counts for folder, counts in folders.items() if folder in HOSTED})

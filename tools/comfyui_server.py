@@ -151,12 +151,15 @@ class Client:
             with source.open("rb") as file:
                 form = aiohttp.FormData({"type": "output", "subfolder": folder, "overwrite": "true"})
                 form.add_field("image", file, filename=source.name)  # the host takes any file there
-                async with (
-                    aiohttp.ClientSession() as session,
-                    session.post(f"{self.url}/upload/image", data=form) as got,
-                ):
-                    if got.status != 200:
-                        raise ServerError(f"{self.url} did not take {source.name} ({got.status} {got.reason}).")
+                try:
+                    async with (
+                        aiohttp.ClientSession() as session,
+                        session.post(f"{self.url}/upload/image", data=form) as got,
+                    ):
+                        if got.status != 200:
+                            raise ServerError(f"{self.url} did not take {source.name} ({got.status} {got.reason}).")
+                except aiohttp.ClientError as error:  # not all of them are of UNREACHABLE
+                    raise ConnectionError(str(error)) from error
 
         with ThreadPoolExecutor(1) as thread:  # whoever calls may have an event loop of its own
             thread.submit(lambda: asyncio.run(send())).result()

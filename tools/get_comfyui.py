@@ -199,7 +199,9 @@ def get_test_packages() -> Path:
 
 def get_listed(name: str, requirements: Path) -> Path:
     """A folder with what a list names, for the host's Python."""
-    digest = hashlib.sha256(requirements.read_bytes() + Host.load().python.encode()).hexdigest()[:12]
+    python = Host.load().python
+    version = subprocess.check_output([python, "-c", "import sys; print(sys.version, sys.executable)"])
+    digest = hashlib.sha256(requirements.read_bytes() + version).hexdigest()[:12]
     return get_packages(HOME / f"{name}-{digest}", "--requirement", str(requirements))
 
 
@@ -208,10 +210,12 @@ def get_packages(target: Path, *wanted: str) -> Path:
     if not target.is_dir():
         with tempfile.TemporaryDirectory(dir=HOME, prefix="partial-") as folder:
             part = Path(folder) / "packages"
-            run(
-                Host.load().python,
+            run(  # by the pip of this Python: the host's may have none
+                sys.executable,
                 "-m",
                 "pip",
+                "--python",
+                Host.load().python,
                 "install",
                 "--quiet",
                 "--disable-pip-version-check",

@@ -17,7 +17,8 @@ from get_comfyui import DEVICE, PROJECT, Host
 TABLES = PROJECT / "docs" / "tables"
 HEAD = """# Tests by ComfyUI
 
-Written by `nox -s tests -- --comfyui PATH --record`; without `--comfyui`, in the pinned ComfyUI that CI uses.
+Written by `nox -s tests -- --comfyui PATH --record`; without `--comfyui`, in the pinned ComfyUI that CI uses. Tests in
+the host's process (nodes, gpu) load MODELs as hosts without dynamic VRAM do.
 
 """
 
@@ -28,8 +29,11 @@ def this_host() -> str:
 
     device = torch.cuda.get_device_name() if os.environ.get(DEVICE) == "cuda" else "CPU"
     versions = (f"Python {platform.python_version()}", f"torch {torch.__version__.partition('+')[0]}")
-    frontend = metadata.version("comfyui-frontend-package")
-    return f"ComfyUI {Host.load().version}, frontend {frontend}, {', '.join(versions)}, {device}"
+    try:
+        frontend = f"frontend {metadata.version('comfyui-frontend-package')}"
+    except metadata.PackageNotFoundError:
+        frontend = "no frontend"
+    return f"ComfyUI {Host.load().version}, {frontend}, {', '.join(versions)}, {device}"
 
 
 def outcome(counts: Mapping[str, float]) -> str:

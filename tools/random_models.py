@@ -1,5 +1,5 @@
 """Random MODELs in the layouts of Stable Diffusion 1 and XL, made by the host's own U-Net class and detected by its own
-loader; float32."""
+loader."""
 
 import torch
 

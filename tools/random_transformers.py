@@ -1,4 +1,4 @@
-"""Small random diffusion transformers of every family in the pack's table, by the host's own classes; float32.
+"""Small random diffusion transformers of every family in the pack's table, by the host's own classes.
 
 Of each family a config as the host's detection gives it, but narrow: widths that a class takes freely are made small.
 """

@@ -5,10 +5,11 @@ it, after its own packages.
 """
 
 import sys
+from importlib.util import find_spec
 
-from get_comfyui import Host, get_test_packages
+from get_comfyui import get_test_packages
 
-if not Host.load().has_test_packages:
+if find_spec("pytest") is None:
     sys.path.append(str(get_test_packages()))
 
 import pytest

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 from comfyui_server import UNREACHABLE, Client, ServerError, error_of
 
@@ -63,6 +64,8 @@ class Spread:
             client = self.first(seconds)
             try:
                 return question(client)
+            except HTTPError as error:  # it does answer, and would say so again
+                raise ServerError(f"{client.url} answered {error.code} {error.reason}.") from error
             except UNREACHABLE as error:
                 self.tell(f"{client.url} does not answer ({error}); another one is asked.")
         return question(self.first(seconds))

@@ -20,6 +20,8 @@ SCHEMAS = (
 def loads(torch) -> bool:
     """Whether torchvision's own extension library, which declares the schemas, can be loaded."""
     spec = importlib.util.find_spec("torchvision")
+    if spec is None:
+        return False
     try:
         for library in Path(spec.submodule_search_locations[0]).glob("_C.*"):
             torch.ops.load_library(library)

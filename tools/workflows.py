@@ -87,6 +87,7 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
         "PURE_CaptureActivations",
         4,
     ): 16,  # its batch_size, the only 4 there: small latents leave two cores idle otherwise
+    ("PURE_CaptureActivations", 10): 5,  # its steps and recorded_steps
     ("EmptyLatentImage", 2): 1,
     ("PURE_EraseConcept", 0): 64,  # its size and its seed, which is then 64
     ("PURE_EraseConcept", 4): 16,  # its batch_size (for SDXL: 2)

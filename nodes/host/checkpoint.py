@@ -159,7 +159,7 @@ def verify_checkpoint(model: Any, clip: Any, vae: Any, path: Path) -> float | No
                     f"The written checkpoint holds no {part.upper()}: this ComfyUI left it out ({lost[0]} is "
                     "missing). No file was kept. Please report this with ComfyUI's version."
                 )
-        others = [key for key in own if key not in edited and stored_as[key] in names]
+        others = [key for key in own if key not in edited and stored_as[key] in names and can_be_read(model, key)]
         sample = others[:: max(1, len(others) // COMPARED)]
         for key in (*edited, *sample):
             error = stored_error(model, key, stored_as[key], file, names)
@@ -198,12 +198,23 @@ def stored_error(model: Any, key: str, name: str, file: Any, names: set[str]) ->
     return relative(model, key, stored - wanted)
 
 
+def can_be_read(model: Any, key: str) -> bool:
+    """Whether a weight of a file can be read back here: of quantised ones, those of linear layers."""
+    weight = base_weight(model, key)
+    return not is_quantised(weight) or (weight.dim() == 2 and hasattr(_owner(model, key), "in_features"))
+
+
+def _owner(model: Any, key: str) -> Any:
+    """The layer that holds a weight."""
+    return model.model.get_submodule(key.rpartition(".")[0])
+
+
 def as_loaded(model: Any, key: str, name: str, file: Any, names: set[str]) -> torch.Tensor:
     """A quantised weight of a file in float32, read by a layer of the class that will read it.
 
     Raises PureError where the host's saver left out what tells how to read it.
     """
-    layer, owner = name.removesuffix("weight"), model.model.get_submodule(key.removesuffix(".weight"))
+    layer, owner = name.removesuffix("weight"), _owner(model, key)
     stored = {n.removeprefix(layer): file.get_tensor(n) for n in names if n.startswith(layer)}
     if KIND not in stored:
         raise PureError(

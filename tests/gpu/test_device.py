@@ -29,7 +29,8 @@ DTYPES = {
 FAMILIES = ("Wan t2v", "PixArt sigma", "SD 3", "Flux.1")  # cross- and joint attention, apart and fused
 FORGET, KEEP = "one thing\nanother", "something else\nand more\nyet more of it"
 STEPS = {"steps": 4, "recorded_steps": 2}
-QUEUES = 50 if ON_GPU else 3
+QUEUES = {torch.float16: 50} if ON_GPU else {}  # of one dtype; a few of the others
+FEW = 6 if ON_GPU else 3
 
 
 def sides(model, clip, **inputs):
@@ -47,7 +48,8 @@ def distance(a, b) -> float:
 
 
 def on_cpu(model):
-    """A MODEL that was not loaded yet, to run on the CPU."""
+    """A MODEL, to run on the CPU; the host may have loaded it onto the card at once."""
+    management.unload_all_models()
     model.load_device = CPU
     return model
 
@@ -122,20 +124,25 @@ def test_the_edit_is_on_the_device_and_the_weights_come_back_bit_by_bit(unet, ed
         base = weights.effective_weight(model, key).double()
         exact = edit_matrix(edit.u.double(), edit.m.double()) @ base
         rounding = (2 * DTYPES[dtype][1] + 1e-3) * exact.norm()  # newer hosts compute patches in fp16 on NVIDIA
-        assert (held.to(CPU, torch.float64) - exact).norm() < rounding
-        assert (base - exact).norm() > 2e-3 * base.norm()  # control: it is edited
+        left = held.to(CPU, torch.float64) - exact
+        assert left.norm() < rounding
+        taken = edit.m.double().T @ (base - exact)
+        assert (edit.m.double().T @ left).norm() < 0.5 * taken.norm()  # it is edited, whatever rounding puts back
     assert changed(before, state_of(model)) == []
 
 
 def test_weights_that_do_not_fit_are_edited_as_they_are_used(unet, edited):
     model, _, clip, dtype = unet
-    whole, original = draw(edited[0], clip), draw(model, clip)
-    management.unload_all_models()
+    whole, original, before = draw(edited[0], clip), draw(model, clip), state_of(model)
     with no_room_for(model) as counted:
         part = draw(edited[0], clip)
     assert max(counted) > 0  # control
+    assert torch.isfinite(part).all()
     if dtype.itemsize > 1:  # fp8: patched as they are used, weights are not rounded again
-        assert (part - whole).norm() < 0.05 * (whole - original).norm() + 2 * DTYPES[dtype][1] * whole.norm()
+        rounding = 2 * DTYPES[dtype][1] * whole.norm()
+        assert (part - whole).norm() < 0.05 * (whole - original).norm() + rounding
+        assert (whole - original).norm() > 2 * rounding  # control
+    assert changed(before, state_of(model)) == []
 
 
 def test_cancelled_in_mid_capture_nothing_is_left(unet, monkeypatch):
@@ -157,7 +164,7 @@ def test_cancelled_in_mid_capture_nothing_is_left(unet, monkeypatch):
 
 
 def test_queues_do_not_fill_the_memory(unet):
-    model, _, clip, _ = unet
+    model, _, clip, dtype = unet
 
     def queue(i):
         found = sides(model, clip, seed=i)
@@ -165,7 +172,7 @@ def test_queues_do_not_fill_the_memory(unet):
         management.unload_all_models()
         return torch.cuda.memory_allocated() if ON_GPU else 0
 
-    held = [queue(i) for i in range(QUEUES)]
+    held = [queue(i) for i in range(QUEUES.get(dtype, FEW))]
     assert max(held[2:]) - held[1] < 2**20
 
 

@@ -25,7 +25,8 @@ inprocess.start()  # before anything of comfy is imported
 
 import comfy.model_management as management
 import torch
-from pure_pack.nodes.host import checkpoint, lora_file, patches, recording, sampling
+from pure_pack.nodes.host import checkpoint, identity, lora_file, patches, recording, sampling
+from pure_pack.nodes.host.sites import attention_sites
 from pure_pack.pure_core.basis import Settings
 from pure_pack.pure_core.build import build_basis
 from pure_pack.pure_core.prompts import anchor_prompts
@@ -36,7 +37,8 @@ import random_transformers
 from . import meters, tables
 
 RECORD = tables.DOCUMENTS / "tables" / "gpu.json"
-PAIRS, BATCH, COMPARED, RECORDED = 15, 4, 4, 2  # prompts and steps of a capture that is compared with sampling
+PAIRS, DRAWN, BATCH = 15, 7, 4  # of captures with sampling; of edited with original sampling, between which MODELs swap
+RECORDED = 5  # steps of a capture that is compared with sampling
 FORGET, KEEP, ORDINARY = 24, 48, 130  # prompts of the first example: 4 lines and 8 names in 6 phrasings, and captions
 
 
@@ -48,6 +50,7 @@ class Kind:
     dtype: torch.dtype
     size: int
     scheduler: str = "normal"
+    prompts: int = 16  # of a capture that is compared with sampling
 
     def load(self, small: bool) -> tuple[Any, Any]:
         """MODEL and CLIP."""
@@ -63,7 +66,7 @@ class Kind:
 
 KINDS = {
     "SD 1.5": Kind("sd15", torch.float16, 512),
-    "SDXL": Kind("sdxl", torch.float16, 1024),
+    "SDXL": Kind("sdxl", torch.float16, 1024, prompts=4),
     "Wan t2v, 4 blocks": Kind("Wan t2v", torch.bfloat16, 512, "simple"),
 }
 
@@ -90,7 +93,7 @@ def measured(kind: Kind, small: bool) -> dict[str, Any]:
     def trajectory(steps: int, recorded: int) -> sampling.Trajectory:
         return sampling.Trajectory(steps, recorded, 1, 0, 1.0, size, size, "euler", kind.scheduler, BATCH)
 
-    few, compared = trajectory(10, RECORDED), lines(COMPARED, "forget")
+    few, compared = trajectory(10, RECORDED), lines(2 if small else kind.prompts, "forget")
 
     def capture() -> object:
         return recording.capture(model, clip, compared, few)
@@ -104,7 +107,8 @@ def measured(kind: Kind, small: bool) -> dict[str, Any]:
 
     capturing = meters.interleaved(bare, capture, pairs)
     held = {"sampling": vram(bare), "capture": vram(capture)}
-    seconds = {}
+    _, identifying = meters.timed(identity.identify, model, clip, attention_sites(model))
+    seconds = {"of each capture: which MODEL it is of": identifying}
     forget, seconds["capture, to forget"] = meters.timed(
         recording.capture, model, clip, lines(FORGET // part, "forget"), trajectory(10, 10)
     )
@@ -118,7 +122,10 @@ def measured(kind: Kind, small: bool) -> dict[str, Any]:
     (edited, *_), seconds["apply"] = meters.timed(patches.apply_basis, model, basis, 1.0, "values", 1, "all")
     _, seconds["the host puts the patches on"] = meters.timed(management.load_models_gpu, [edited])
     drawn = meters.interleaved(
-        bare, lambda: bare(edited), pairs, lambda which: management.load_models_gpu([(model, edited)[which]])
+        bare,
+        lambda: bare(edited),
+        min(pairs, DRAWN),
+        lambda which: management.load_models_gpu([(model, edited)[which]]),
     )
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
@@ -153,7 +160,8 @@ def table(host: str, results: dict[str, dict]) -> str:
         (
             "# On a GPU",
             "",
-            f"Written by `nox -s gpu`, on {host}. Random weights; medians of {PAIRS} pairs with 95 % intervals.",
+            f"Written by `nox -s gpu`, on {host}. Random weights; medians of {PAIRS} and {DRAWN} pairs "
+            "with 95 % intervals. MODELs are loaded as hosts without dynamic VRAM do.",
             "",
             tables.markdown(head, ratios),
             "",
@@ -178,11 +186,13 @@ def main() -> int:
             results[name] = measured(KINDS[name], options.small)
         management.unload_all_models()
         print(json.dumps({name: results[name]}), flush=True)
-    text = table(host, results)
-    print(text)
+    print(table(host, results))
     if options.write and not options.small:
-        RECORD.write_text(json.dumps({"host": host, **results}, indent=1) + "\n", encoding="utf-8")
-        RECORD.with_suffix(".md").write_text(text, encoding="utf-8")
+        known = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+        known = {**(known if known.get("host") == host else {"host": host}), **results}
+        RECORD.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        whole = {name: known[name] for name in KINDS if name in known}  # those of earlier runs on the same card, too
+        RECORD.with_suffix(".md").write_text(table(host, whole), encoding="utf-8")
     return 0
 
 
