@@ -23,12 +23,6 @@ IN_THE_BROWSER = ("tests/server/test_ui.py", "tests/server/test_examples.py")
 HOSTED = ("nodes", "server", "gpu")  # folders of tests that run in a ComfyUI
 
 
-def pytest_collection_modifyitems(items):
-    """The longest files first, so that two processes end together."""
-    longest = ("server", "nodes")
-    items.sort(key=lambda item: next((i for i, name in enumerate(longest) if f"tests/{name}/" in item.nodeid), 9))
-
-
 def pytest_addoption(parser):
     parser.addoption("--record", action="store_true", help="put the result into docs/tables/hosts.md")
 
