@@ -5,11 +5,10 @@ it, after its own packages.
 """
 
 import sys
-from importlib.util import find_spec
 
-from get_comfyui import get_test_packages
+from get_comfyui import Host, get_test_packages
 
-if find_spec("pytest") is None:
+if not Host.load().has_test_packages:
     sys.path.append(str(get_test_packages()))
 
 import pytest

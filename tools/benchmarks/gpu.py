@@ -35,6 +35,7 @@ import host_table
 import random_models
 import random_transformers
 from . import meters, tables
+from .erasers import sample_alone
 
 RECORD = tables.DOCUMENTS / "tables" / "gpu.json"
 PAIRS, DRAWN, BATCH = 15, 7, 4  # of captures with sampling; of edited with original sampling, between which MODELs swap
@@ -99,11 +100,7 @@ def measured(kind: Kind, small: bool) -> dict[str, Any]:
         return recording.capture(model, clip, compared, few)
 
     def bare(which=model) -> None:
-        """The host's sampler on the same batches of the same prompts."""
-        conditioning = sampling.encode_all(clip, compared.texts)
-        latents = sampling.start_noise(model, few.seed, 1, size, size)
-        for batch in sampling.batched(sampling.jobs_of([(t, None) for t in compared.texts], 1), conditioning, BATCH):
-            sampling.sample(which, conditioning, latents, batch, few, lambda *_: None)
+        sample_alone(which, clip, compared.texts, few)
 
     capturing = meters.interleaved(bare, capture, pairs)
     held = {"sampling": vram(bare), "capture": vram(capture)}

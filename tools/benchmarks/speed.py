@@ -68,7 +68,7 @@ def sampling(kind: str) -> dict:
     from pure_pack.nodes.host.sites import attention_sites, diffusion_model
     from pure_pack.pure_core.prompts import anchor_prompts
 
-    from benchmarks.erasers import ApplyProjection, BuildBasis, run
+    from benchmarks.erasers import ApplyProjection, BuildBasis, run, sample_alone
 
     size, count, steps, _, pairs = SAMPLED[kind]
     trajectory = host_sampling.Trajectory(10, steps, 1, 0, 1.0, size, size, "euler", "normal", 4)
@@ -82,13 +82,7 @@ def sampling(kind: str) -> dict:
         return recording.capture(model, clip, which, trajectory)
 
     def bare(model=model):
-        """The host's sampler on the same batches of the same prompts."""
-        texts = prompts.texts
-        conditioning = host_sampling.encode_all(clip, texts)
-        latents = host_sampling.start_noise(model, trajectory.seed, 1, size, size)
-        jobs = host_sampling.jobs_of([(text, None) for text in texts], 1)
-        for batch in host_sampling.batched(jobs, conditioning, trajectory.batch_size):
-            host_sampling.sample(model, conditioning, latents, batch, trajectory, lambda *_: None)
+        sample_alone(model, clip, prompts.texts, trajectory)
 
     with torch.inference_mode():
         capturing = meters.interleaved(bare, capture, pairs)
