@@ -35,7 +35,7 @@ class MergeActivations(io.ComfyNode):
                 sockets.wire(
                     sockets.Activations,
                     "activations_b",
-                    "Another one: same MODEL, role, steps, latents, seed, sampler, cfg and size.",
+                    "Another one: same MODEL, role, steps, seeds, seed, sampler, cfg and size.",
                 ),
                 *(
                     sockets.wire(sockets.Activations, f"activations_{letter}", "One more.", optional=True)

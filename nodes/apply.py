@@ -37,12 +37,12 @@ class ApplyProjection(io.ComfyNode):
                     step=0.05,
                     tooltip=(
                         "Leave it at 1: half of the edit leaves nearly all of the concept. To erase "
-                        "less, raise retain_weight instead. 0 gives back the MODEL that came in."
+                        "less, raise keep_weight instead. 0 gives back the MODEL that came in."
                     ),
                 ),
                 io.Combo.Input(
-                    "where",
-                    options=list(patches.WHERE),
+                    "weights",
+                    options=list(patches.PROJECTIONS),
                     default="values",
                     tooltip=(
                         "Which weights are edited. values: what the text paints. keys and values: "
@@ -58,7 +58,7 @@ class ApplyProjection(io.ComfyNode):
                         max=MAX_ITERATIONS,
                         tooltip=(
                             "Applies the edit this many times. 1 is right for the rule contrast. Rule "
-                            "energy with a high retain_energy: 4 erases more, and still spares what is "
+                            "energy with a high keep_energy: 4 erases more, and still spares what is "
                             "protected."
                         ),
                     )
@@ -86,12 +86,12 @@ class ApplyProjection(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, strength, where, iterations, layers, basis=None) -> io.NodeOutput:
+    def execute(cls, model, strength, weights, iterations, layers, basis=None) -> io.NodeOutput:
         sockets.connected(cls, basis=basis)
-        edited, chosen, warnings = patches.apply_basis(model, basis, strength, where, iterations, layers)
+        edited, chosen, warnings = patches.apply_basis(model, basis, strength, weights, iterations, layers)
         ranks = [basis.sites[site.name].rank for site in chosen]
         done = (
-            f"Projected {where} of {len(chosen)} of {len(basis.sites)} attention layers, ranks {min(ranks)} "
+            f"Projected {weights} of {len(chosen)} of {len(basis.sites)} attention layers, ranks {min(ranks)} "
             f"to {max(ranks)}, strength {strength:g}, iterations {iterations}."
         )
         shared = sites.shared_blocks(model)

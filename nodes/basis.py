@@ -24,7 +24,7 @@ class BuildBasis(io.ComfyNode):
             category=sockets.CATEGORY,
             **sockets.found_as(*sockets.ERASE, "UCE", "CURE", "projection"),
             description=(
-                "Finds the directions of the forget capture that are to go, spared where the retain capture needs them."
+                "Finds the directions of the forget capture that are to go, spared where the keep capture needs them."
             ),
             inputs=[
                 sockets.wire(
@@ -32,7 +32,7 @@ class BuildBasis(io.ComfyNode):
                 ),
                 sockets.wire(
                     sockets.Activations,
-                    "retain",
+                    "keep",
                     (
                         "Capture of what to keep. Without one, everything that the forget prompts share with the "
                         "rest goes too."
@@ -44,7 +44,7 @@ class BuildBasis(io.ComfyNode):
                     "ordinary",
                     (
                         "From PURE Capture Ordinary Pictures: spares what is in neither list. Without it, set "
-                        "retain_weight to 3."
+                        "keep_weight to 3."
                     ),
                     optional=True,
                 ),
@@ -74,8 +74,8 @@ class BuildBasis(io.ComfyNode):
                 ),
                 sockets.advanced(
                     io.Float.Input(
-                        "retain_energy",
-                        default=DEFAULTS.retain_energy,
+                        "keep_energy",
+                        default=DEFAULTS.keep_energy,
                         min=0.0,
                         max=1.0,
                         step=0.0001,
@@ -86,8 +86,8 @@ class BuildBasis(io.ComfyNode):
                     )
                 ),
                 io.Float.Input(
-                    "retain_weight",
-                    default=DEFAULTS.retain_weight,
+                    "keep_weight",
+                    default=DEFAULTS.keep_weight,
                     min=0.0,
                     max=1000000.0,
                     step=0.05,
@@ -97,24 +97,27 @@ class BuildBasis(io.ComfyNode):
                         "stronger still by more. Lower erases more, higher spares more."
                     ),
                 ),
-                io.Combo.Input(
-                    "centering",
-                    options=list(CENTERINGS),
-                    default=DEFAULTS.centering,
-                    tooltip=(
-                        "retain mean: what the concept adds to the usual picture is erased, not what"
-                        " all pictures share. none: all that it renders, for the rule energy."
-                    ),
+                sockets.advanced(
+                    io.Combo.Input(
+                        "centering",
+                        options=list(CENTERINGS),
+                        default=DEFAULTS.centering,
+                        tooltip=(
+                            "mean of keep: erases what the concept adds to the usual picture, not what all pictures "
+                            "share. none: all that it renders, for the rule energy."
+                        ),
+                    )
                 ),
-                io.Combo.Input(
-                    "structure",
-                    options=list(STRUCTURES),
-                    default=DEFAULTS.structure,
-                    tooltip=(
-                        "per head: one edit for each attention head, so that what is rendered "
-                        "changes by exactly that edit. whole layer: the paper's, one for all heads "
-                        "of a layer together."
-                    ),
+                sockets.advanced(
+                    io.Combo.Input(
+                        "structure",
+                        options=list(STRUCTURES),
+                        default=DEFAULTS.structure,
+                        tooltip=(
+                            "per head: one edit for each attention head, so that what is rendered changes by exactly "
+                            "that edit. whole layer: the paper's, one for all heads of a layer together."
+                        ),
+                    )
                 ),
                 sockets.advanced(
                     io.Int.Input(
@@ -143,7 +146,7 @@ class BuildBasis(io.ComfyNode):
                 sockets.Basis.Output(display_name="basis", tooltip="For PURE Apply Projection."),
                 io.Image.Output(
                     display_name="chart",
-                    tooltip="Spectra, ranks, and how far forget and retain are apart in each layer.",
+                    tooltip="Spectra, ranks, and how far forget and keep are apart in each layer.",
                 ),
                 io.String.Output(
                     display_name="report", tooltip="Warnings, settings, and rank and strength of each layer."
@@ -157,23 +160,23 @@ class BuildBasis(io.ComfyNode):
         cls,
         rule,
         forget_energy,
-        retain_energy,
-        retain_weight,
+        keep_energy,
+        keep_weight,
         centering,
         structure,
         max_rank,
         ordinary_share,
         forget=None,
-        retain=None,
+        keep=None,
         ordinary=None,
     ) -> io.NodeOutput:
         sockets.connected(cls, forget=forget)
         settings = Settings(
-            rule, forget_energy, retain_energy, retain_weight, centering, structure, max_rank, ordinary_share
+            rule, forget_energy, keep_energy, keep_weight, centering, structure, max_rank, ordinary_share
         )
         progress = reporting.Progress(None, len(forget.moments))
-        basis, warnings = build_basis(forget, retain, settings, ordinary, progress.step)
-        closest = closest_kept(forget, retain) if retain else []
+        basis, warnings = build_basis(forget, keep, settings, ordinary, progress.step)
+        closest = closest_kept(forget, keep) if keep else []
         chart, text = basis_chart(basis), describe_basis(basis, warnings, closest)
         return io.NodeOutput(basis, chart, text, ui=reporting.report(text, warnings, chart, cls))
 

@@ -45,11 +45,11 @@ class CaptureActivations(io.ComfyNode):
                     ),
                 ),
                 io.Int.Input(
-                    "latents",
+                    "seeds",
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="Different noises per prompt, the same ones for every prompt. More is steadier and slower.",
+                    tooltip="How many noises each prompt starts from, the same for all. More is steadier and slower.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -57,7 +57,7 @@ class CaptureActivations(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=False,
-                    tooltip="Of the noises. The same seed gives the same basis.",
+                    tooltip="Of the first noise. The same seed gives the same basis.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -135,7 +135,7 @@ class CaptureActivations(io.ComfyNode):
         clip,
         steps,
         recorded_steps,
-        latents,
+        seeds,
         seed,
         cfg,
         width,
@@ -147,11 +147,11 @@ class CaptureActivations(io.ComfyNode):
     ) -> io.NodeOutput:
         sockets.connected(cls, prompts=prompts)
         trajectory = sampling.Trajectory(
-            steps, recorded_steps, latents, seed, cfg, width, height, sampler_name, scheduler, batch_size
+            steps, recorded_steps, seeds, seed, cfg, width, height, sampler_name, scheduler, batch_size
         )
         cost = f"{trajectory.evaluations(len(prompts.pairs))} evaluations of the MODEL"
         role = "forget" if prompts.role == "forget" else "keep"
-        what = f"{len(prompts.pairs)} prompts to {role} x {latents} latents x {recorded_steps} steps"
+        what = f"{len(prompts.pairs)} prompts to {role} x {seeds} seeds x {recorded_steps} steps"
         reporting.show(f"Capturing {what}: {cost}\n{shortened(prompts.concepts, 3)}", cls.hidden.unique_id)
         activations = recording.capture(model, clip, prompts, trajectory)
         report = (

@@ -137,9 +137,8 @@ class EraseConcept(io.ComfyNode):
         cls, model, clip, forget, keep, kind, amount, size, steps, seed, batch_size, cfg, ordinary, vae=None
     ) -> io.NodeOutput:
         found = sites.attention_sites(model)
-        settings, where = settings_of(kind, amount, found[0].family.joint, "keys" in found[0].weights)
-        preset = KINDS[kind].preset
-        prompts, *_ = make_prompts(forget, keep, preset)  # says what is wrong with the lists before anything is sampled
+        settings, weights = settings_of(kind, amount, found[0].family.joint, "keys" in found[0].weights)
+        prompts, *_ = make_prompts(forget, keep, kind)  # says what is wrong with the lists before anything is sampled
         sampling.encode_empty(model, clip, found)
         side = size or expansion.native_size(model, found)
         links = expansion.links_of(cls.hidden)
@@ -149,7 +148,7 @@ class EraseConcept(io.ComfyNode):
         erasure = expansion.Erasure(
             forget,
             keep if keep.strip() else "",
-            preset,
+            kind,
             ordinary={
                 "language": KINDS[kind].language,
                 "captions": ordinary,
@@ -162,12 +161,12 @@ class EraseConcept(io.ComfyNode):
                 **common,
                 "steps": steps,
                 "recorded_steps": steps,
-                "latents": 1,
+                "seeds": 1,
                 "cfg": 1.0,
                 "batch_size": batch_size,
             },
             build=asdict(settings),
-            apply={"strength": 1.0, "where": where, "iterations": 1, "layers": "all"},
+            apply={"strength": 1.0, "weights": weights, "iterations": 1, "layers": "all"},
             pictures=prompts.texts[0] if "vae" in links else "",
             draw={
                 **common,

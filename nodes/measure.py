@@ -43,10 +43,10 @@ class MeasureLeakage(io.ComfyNode):
                 ),
                 sockets.wire(
                     sockets.Prompts,
-                    "retain_probes",
+                    "keep_probes",
                     (
                         "What should have stayed: neighbours, best ones that "
-                        "were not in the retain list, and the empty prompt."
+                        "were not in the keep list, and the empty prompt."
                     ),
                 ),
                 io.Int.Input(
@@ -95,15 +95,15 @@ class MeasureLeakage(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, original, edited, clip, seed, steps, width, height, concept_probes=None, retain_probes=None
+        cls, original, edited, clip, seed, steps, width, height, concept_probes=None, keep_probes=None
     ) -> io.NodeOutput:
-        sockets.connected(cls, concept_probes=concept_probes, retain_probes=retain_probes)
+        sockets.connected(cls, concept_probes=concept_probes, keep_probes=keep_probes)
         trajectory = sampling.Trajectory(steps, steps, 1, seed, 1.0, width, height, "euler", "normal", 4)
-        cost = f"{probe_evaluations(concept_probes, retain_probes, trajectory)} evaluations of a MODEL"
-        probes = f"{len(concept_probes.pairs)} concept probes and {len(retain_probes.pairs)} retain probes"
+        cost = f"{probe_evaluations(concept_probes, keep_probes, trajectory)} evaluations of a MODEL"
+        probes = f"{len(concept_probes.pairs)} concept probes and {len(keep_probes.pairs)} keep probes"
         reporting.show(f"Measuring {probes} with both MODELs: {cost}", cls.hidden.unique_id)
-        measured = measure_leakage(original, edited, clip, concept_probes, retain_probes, trajectory)
-        text, warnings = describe_leakage(measured, retain_probes.concepts)
+        measured = measure_leakage(original, edited, clip, concept_probes, keep_probes, trajectory)
+        text, warnings = describe_leakage(measured, keep_probes.concepts)
         text, chart = f"{text}\n{cost}.", leakage_chart(measured)
         shown = reporting.report(text, warnings, chart, cls)
         return io.NodeOutput(text, json.dumps(as_numbers(measured)), chart, ui=shown)

@@ -84,7 +84,7 @@ class CaptureOrdinary(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip, language, captions, steps, size, batch_size, keep_file) -> io.NodeOutput:
         lines = captions if captions.strip() else "\n".join(ORDINARY[language])
-        pairs = anchor_prompts(lines, "retain", "free text", include_empty_prompt=True).pairs
+        pairs = anchor_prompts(lines, "retain", "free text", keep_empty_prompt=True).pairs
         prompts = Prompts("retain", tuple((TOGETHER, text) for _, text in pairs))
         found = sites.attention_sites(model)
         side = size or expansion.native_size(model, found)

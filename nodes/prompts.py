@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..pure_core.prompts import PRESETS, make_prompts
+from ..pure_core.prompts import PHRASINGS, make_prompts
 from . import sockets
 from .host import reporting
 
@@ -42,8 +42,8 @@ class ConceptPrompts(io.ComfyNode):
                     ),
                 ),
                 io.Combo.Input(
-                    "preset",
-                    options=list(PRESETS),
+                    "kind",
+                    options=list(PHRASINGS),
                     default="object or character",
                     tooltip=(
                         "Which six phrasings each line gets. Artistic style: lines to keep are whole prompts. Free "
@@ -51,7 +51,7 @@ class ConceptPrompts(io.ComfyNode):
                     ),
                 ),
                 io.Boolean.Input(
-                    "include_empty_prompt",
+                    "keep_empty_prompt",
                     default=True,
                     tooltip=(
                         "Also keeps the empty prompt, which the unconditional half of classifier-free guidance uses. "
@@ -65,7 +65,7 @@ class ConceptPrompts(io.ComfyNode):
                         default="",
                         placeholder="a photo of {}",
                         tooltip=(
-                            "Your own phrasings instead of the preset's six: one per line, with {} where the concept "
+                            "Your own phrasings instead of the kind's six: one per line, with {} where the concept "
                             "goes."
                         ),
                     )
@@ -80,6 +80,6 @@ class ConceptPrompts(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, forget, keep, preset, include_empty_prompt, templates) -> io.NodeOutput:
-        to_forget, to_keep, listing = make_prompts(forget, keep, preset, include_empty_prompt, templates)
+    def execute(cls, forget, keep, kind, keep_empty_prompt, templates) -> io.NodeOutput:
+        to_forget, to_keep, listing = make_prompts(forget, keep, kind, keep_empty_prompt, templates)
         return io.NodeOutput(to_forget, to_keep, listing, ui=reporting.report(listing))

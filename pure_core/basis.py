@@ -13,7 +13,7 @@ from .errors import PureError
 
 Tensor = torch.Tensor
 RuleName = Literal["contrast", "energy"]
-Centering = Literal["none", "retain mean"]
+Centering = Literal["none", "mean of keep"]
 Structure = Literal["whole layer", "per head"]
 RULE_NAMES: tuple[RuleName, ...] = get_args(RuleName)
 CENTERINGS: tuple[Centering, ...] = get_args(Centering)
@@ -27,9 +27,9 @@ class Settings:
 
     rule: RuleName = "contrast"
     forget_energy: float = 0.9999
-    retain_energy: float = 0.5
-    retain_weight: float = 0.2
-    centering: Centering = "retain mean"
+    keep_energy: float = 0.5
+    keep_weight: float = 0.2
+    centering: Centering = "mean of keep"
     structure: Structure = "per head"
     max_rank: int = 0
     ordinary_share: float = 0.5
@@ -37,11 +37,11 @@ class Settings:
     def __post_init__(self) -> None:
         for name, offered in (("rule", RULE_NAMES), ("centering", CENTERINGS), ("structure", STRUCTURES)):
             check_offered(name, getattr(self, name), offered)
-        for name in ("forget_energy", "retain_energy", "ordinary_share"):
+        for name in ("forget_energy", "keep_energy", "ordinary_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise PureError(f"{name} must be between 0 and 1, not {getattr(self, name)}.")
-        if not 0.0 <= self.retain_weight < float("inf"):
-            raise PureError(f"retain_weight must be 0 (nothing is spared) or more, not {self.retain_weight}.")
+        if not 0.0 <= self.keep_weight < float("inf"):
+            raise PureError(f"keep_weight must be 0 (nothing is spared) or more, not {self.keep_weight}.")
         if self.max_rank < 0:
             raise PureError(f"max_rank must be 0 (no cap) or more, not {self.max_rank}.")
 

@@ -21,6 +21,11 @@ from .whole_file import new_file
 
 FORMAT, VERSION = "pure-basis", 2
 ORTHONORMAL = 1e-5
+RENAMED = {  # settings of files of version 1, as they are called today
+    "retain_energy": "keep_energy",
+    "retain_weight": "keep_weight",
+    "retain mean": "mean of keep",
+}
 
 
 def save_basis(basis: ConceptBasis, target: Path, embed_recipe: bool = True) -> Path:
@@ -96,7 +101,8 @@ def upgrade_head(head: dict[str, Any]) -> dict[str, Any]:
         capture |= {k: came["forget"].get(k, came.get(k, default)) for k, default in (("seed", 0), ("latents", 1))}
         anchors = {r: {k: came[r].get(k, []) for k in ("concepts", "prompts")} for r in ("forget", "retain")}
         rule = {"rule": head["rule"], "structure": head["structure"]}
-        new["recipe"] = {"settings": {**settings, **rule}, "capture": capture, **anchors}
+        named = {RENAMED.get(name, name): RENAMED.get(value, value) for name, value in {**settings, **rule}.items()}
+        new["recipe"] = {"settings": named, "capture": capture, **anchors}
     return new
 
 

@@ -16,7 +16,7 @@ from .projection import block_diagonal
 from .prompts import EMPTY, refuse_shared
 from .rules import RULES
 
-ALONE = 3.0  # retain_weight that measurement found where only neighbours are kept, and no ordinary pictures
+ALONE = 3.0  # keep_weight that measurement found where only neighbours are kept, and no ordinary pictures
 CLEAR = 0.5  # share of a layer's best direction that goes, from which the concept stands out there
 
 
@@ -66,8 +66,8 @@ def check_pair(forget: Activations, retain: Activations | None) -> None:
     if retain is None:
         return
     if retain.role != "retain":
-        raise PureError("The capture at `retain` is of prompts to forget: connect the capture of what to keep there.")
-    check_same_model(forget, retain, "the forget capture", "the retain capture")
+        raise PureError("The capture at keep is of prompts to forget. Connect the capture of what to keep there.")
+    check_same_model(forget, retain, "the forget capture", "the keep capture")
     refuse_shared(forget.anchors.concepts, retain.anchors.concepts)
     refuse_shared(forget.anchors.prompts, retain.anchors.prompts)
 
@@ -88,12 +88,12 @@ def pair_warnings(
 ) -> list[str]:
     """Warnings on what is to be kept."""
     found = []
-    if settings.rule == "contrast" and settings.retain_weight == 0 and (retain or ordinary):
-        found.append("retain_weight is 0, so nothing is spared. Use .1 or more.")
-    if ordinary is None and settings.rule == "contrast" and settings.retain_weight < ALONE:
+    if settings.rule == "contrast" and settings.keep_weight == 0 and (retain or ordinary):
+        found.append("keep_weight is 0, so nothing is spared. Use .1 or more.")
+    if ordinary is None and settings.rule == "contrast" and settings.keep_weight < ALONE:
         found.append(
             "Nothing is connected to ordinary, so what you did not list is hardly spared. Connect PURE Capture "
-            f"Ordinary Pictures, or set retain_weight to {ALONE:g}."
+            f"Ordinary Pictures, or set keep_weight to {ALONE:g}."
         )
     if retain is None and ordinary is None:
         found.append(
@@ -136,7 +136,7 @@ def build_site(forget: Moments, retain: Moments | None, heads: int, settings: Se
 
 def build_block(forget: Moments, retain: Moments | None, settings: Settings) -> Edit:
     """The edit of one block of channels by the chosen rule, in float64."""
-    centred = settings.centering == "retain mean" and retain is not None and forget.energy > 0
+    centred = settings.centering == "mean of keep" and retain is not None and forget.energy > 0
     mean = retain.mean if centred and retain is not None else None
     return RULES[settings.rule].edit(forget if mean is None else forget.minus(mean), retain, mean, settings)
 

@@ -118,10 +118,10 @@ def _spectra(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: Box) -> None:
             draw.line(points, fill=BLUE, width=2)
         if basis.structure == "whole layer" and 0 < b.rank <= len(points):
             discs.append(points[b.rank - 1])
-    weight = basis.recipe.settings.retain_weight if basis.recipe and basis.rule == "contrast" else 0.0
+    weight = basis.recipe.settings.keep_weight if basis.recipe and basis.rule == "contrast" else 0.0
     if 10.0**low < weight < 10.0**high:
         draw.line([(x0, py(weight)), (x1, py(weight))], fill=ORANGE, width=2)
-        draw.text((x1, py(weight) - 4), "retain weight: half goes", fill=INK, font=font(SMALL), anchor="rb")
+        draw.text((x1, py(weight) - 4), "keep_weight: half goes", fill=INK, font=font(SMALL), anchor="rb")
     for x, y in discs:
         draw.ellipse([x - 6, y - 6, x + 6, y + 6], outline=PAPER, fill=INK)
 

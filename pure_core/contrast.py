@@ -30,10 +30,10 @@ LONGEST = 3e3  # columns of U: (d / RIDGE)^1/2 bounds how oblique B can make the
 def edit(forget: Moments, retain: Moments | None, mean: Tensor | None, settings: Settings) -> Edit:
     """The edit of one block of channels. B keeps the retain mean also where the forget rows are centred by it."""
     empty = torch.zeros(forget.width, 0, dtype=torch.float64)
-    ratios, x, bx = contrast_directions(forget, retain, settings.retain_weight, settings.max_rank)
+    ratios, x, bx = contrast_directions(forget, retain, settings.keep_weight, settings.max_rank)
     values = ratios[: x.shape[1]]
     length = x.norm(dim=0)  # M gets unit columns: float32 then holds both factors, and a file can be told from one in
-    u, m = bx * (removed_share(values, settings.retain_weight) * length), x / length  # which they are swapped
+    u, m = bx * (removed_share(values, settings.keep_weight) * length), x / length  # which they are swapped
     return Edit(u, m, empty, empty, ratios, empty[0], values)
 
 
@@ -124,11 +124,11 @@ def fault(stored: Edit) -> str | None:
 
 def warnings(live: Mapping[str, Edit], settings: Settings | None) -> list[str]:
     """What a person should know of a basis with these edits; raises PureError where it would change nothing."""
-    weight = f"retain_weight is {settings.retain_weight:g}" if settings else "retain_weight was high"
+    weight = f"keep_weight is {settings.keep_weight:g}" if settings else "keep_weight was high"
     best = max(float(edit.values.max()) for edit in live.values())
     twins = best < LOW_RATIO
     if twins:
-        advice = "Take near twins of the concept out of the keep list, or lower retain_weight."
+        advice = "Take near twins of the concept out of the keep list, or lower keep_weight."
     else:
         advice = (
             f"The concept is at most {best:,.0f} times stronger in what you forget than in what you keep, and "

@@ -37,7 +37,7 @@ def edit(forget: Moments, retain: Moments | None, mean: Tensor | None, settings:
         retain = retain.minus(mean)
     empty = torch.zeros(forget.width, 0, dtype=torch.float64)
     s_f, v_f = principal_directions(forget, settings.forget_energy, settings.max_rank)
-    s_r, v_r = principal_directions(retain, settings.retain_energy) if retain else (empty[0], empty)
+    s_r, v_r = principal_directions(retain, settings.keep_energy) if retain else (empty[0], empty)
     if mean is not None:
         v_r = add_direction(v_r, mean)
     u, m = factors(v_f, v_r)
@@ -123,18 +123,18 @@ def warnings(live: Mapping[str, Edit], settings: Settings | None) -> list[str]:
     removed = [float(edit.values.mean()) for edit in live.values()]
     if max(removed) < NOTHING:
         raise PureError(
-            "This basis would change nothing: what is kept holds every direction of the concept. Lower retain_energy, "
+            "This basis would change nothing: what is kept holds every direction of the concept. Lower keep_energy, "
             "raise forget_energy, or take near twins of the concept out of the keep list."
         )
     found = []
     if sum(share < WEAK_SHARE for share in removed) * 2 >= len(live):
         found.append(
-            "In at least half of the layers less than a tenth of the concept's directions goes: lower retain_energy "
+            "In at least half of the layers less than a tenth of the concept's directions goes: lower keep_energy "
             "or raise forget_energy."
         )
     if all(edit.rank == 1 for edit in live.values()):
         found.append(
             "Rank 1 in every layer: only what all pictures share may have been found; raise forget_energy or set "
-            "centering to retain mean."
+            "centering to mean of keep."
         )
     return found

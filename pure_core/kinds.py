@@ -7,34 +7,33 @@ from dataclasses import dataclass
 from .basis import Settings, check_offered
 from .errors import PureError
 
-# From little to much: retain_weight is a kind's own in the middle, a hundred times as much at 0, a hundredth at 1.
+# From little to much: keep_weight is a kind's own in the middle, a hundred times as much at 0, a hundredth at 1.
 MIDDLE, DECADES = 0.5, 2.0
 DEFAULTS = Settings()
 
 
 @dataclass(frozen=True)
 class Kind:
-    """preset: templates of PURE Concept Prompts. language: captions of ordinary pictures. with_keys: the retain_weight
-    where keys are edited beside values, in a MODEL that allows it; None: values alone, everywhere."""
+    """language: captions of ordinary pictures. with_keys: the keep_weight where keys are edited beside values, in a
+    MODEL that allows it; None: values alone, everywhere."""
 
-    preset: str
     language: str = "pictures"
-    retain_weight: float = DEFAULTS.retain_weight
+    keep_weight: float = DEFAULTS.keep_weight
     with_keys: float | None = None
 
 
 KINDS = {
-    "object or character": Kind("object or character"),
-    "artistic style": Kind("artistic style", retain_weight=2.0, with_keys=8.0),
-    "person": Kind("person"),
-    "unsafe content": Kind("unsafe content"),
-    "booru tags": Kind("booru tags", "booru tags"),
-    "free text": Kind("free text"),
+    "object or character": Kind(),
+    "artistic style": Kind(keep_weight=2.0, with_keys=8.0),
+    "person": Kind(),
+    "unsafe content": Kind(),
+    "booru tags": Kind("booru tags"),
+    "free text": Kind(),
 }
 
 
 def weight_of(amount: float, middle: float) -> float:
-    """retain_weight for an amount between 0 (little) and 1 (much): the kind's own in the middle."""
+    """keep_weight for an amount between 0 (little) and 1 (much): the kind's own in the middle."""
     if not 0.0 <= amount <= 1.0:
         raise PureError(f"amount must be between 0 (little) and 1 (much); it is {amount}.")
     return float(middle * 10 ** (2 * DECADES * (MIDDLE - amount)))
@@ -48,8 +47,8 @@ def settings_of(kind: str, amount: float, joint: bool = False, keys: bool = True
     """
     check_offered("kind", kind, tuple(KINDS))
     own, part = KINDS[kind], 0.5 if joint else 1.0
-    middle, where = own.retain_weight, "values"
+    middle, weights = own.keep_weight, "values"
     if keys and own.with_keys is not None:
-        middle, where = own.with_keys, "keys and values"
+        middle, weights = own.with_keys, "keys and values"
     weight = weight_of(amount, part * middle)
-    return Settings(retain_weight=weight, ordinary_share=part * DEFAULTS.ordinary_share), where
+    return Settings(keep_weight=weight, ordinary_share=part * DEFAULTS.ordinary_share), weights

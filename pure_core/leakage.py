@@ -127,9 +127,7 @@ def describe_leakage(measured: Measured, retained: Sequence[str]) -> tuple[str, 
     if left == 1.0 and moved == 0.0:
         verdict = "Both MODELs render the same: there is no edit between them."
     elif left > KEPT:
-        verdict = (
-            "Most of the concept is still rendered. Erase more: lower retain_weight, or describe it in more words."
-        )
+        verdict = "Most of the concept is still rendered. Erase more: lower keep_weight, or describe it in more words."
     elif left > REMOVED:
         verdict = "Some of the concept is still rendered; whether it shows, only pictures tell. Look at some."
     else:

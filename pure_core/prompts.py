@@ -13,7 +13,7 @@ from .errors import PureError
 
 # Six phrasings a concept, as the paper's 54 retain anchors for nine neighbours suggest; its own wordings beyond
 # "a photo of" and "a picture of" are not published, so these are our choice.
-PRESETS: dict[str, tuple[str, ...]] = {
+PHRASINGS: dict[str, tuple[str, ...]] = {
     "object or character": ("{}", "a photo of {}", "a picture of {}", "an image of {}", "a drawing of {}", "a {}"),
     "artistic style": (
         "a picture in the style of {}",
@@ -87,19 +87,19 @@ def read_lines(text: str) -> Lines:
 
 
 def make_prompts(
-    forget: str, keep: str, preset: str = "object or character", include_empty_prompt: bool = True, templates: str = ""
+    forget: str, keep: str, kind: str = "object or character", keep_empty_prompt: bool = True, templates: str = ""
 ) -> tuple[Prompts, Prompts, str]:
     """Anchor prompts of two text boxes (one concept a line): what to forget, what to keep, and a listing to read.
 
-    templates: one a line with `{}` where the concept goes; empty: the preset's six. include_empty_prompt adds the empty
+    templates: one a line with `{}` where the concept goes; empty: the kind's six. keep_empty_prompt adds the empty
     prompt to what to keep (it protects the unconditional half of classifier-free guidance). Raises PureError.
     """
     boxes = {"forget": read_lines(forget), "keep": read_lines(keep)}
     if not boxes["forget"].lines:
         raise PureError("The forget box is empty. Write there what to erase, one concept per line.")
     refuse_shared(boxes["forget"].lines, boxes["keep"].lines)
-    to_forget = anchor_prompts(forget, "forget", preset, templates)
-    to_keep = anchor_prompts(keep, "retain", preset, templates, include_empty_prompt)
+    to_forget = anchor_prompts(forget, "forget", kind, templates)
+    to_keep = anchor_prompts(keep, "retain", kind, templates, keep_empty_prompt)
     refuse_shared(to_forget.texts, to_keep.texts)
     listing = [
         f"Warning: ComfyUI reads the parentheses in {line!r} as emphasis. Write {escaped(line)} for the characters."
@@ -115,19 +115,19 @@ def make_prompts(
 def anchor_prompts(
     concepts: str,
     role: Role,
-    preset: str = "object or character",
+    kind: str = "object or character",
     templates: str = "",
-    include_empty_prompt: bool = False,
+    keep_empty_prompt: bool = False,
 ) -> Prompts:
     """The anchor prompts of one text box; see make_prompts."""
-    check_offered("preset", preset, tuple(PRESETS))
-    whole = preset == "free text" or (role == "retain" and preset in WHOLE_PROMPTS_TO_KEEP)
+    check_offered("kind", kind, tuple(PHRASINGS))
+    whole = kind == "free text" or (role == "retain" and kind in WHOLE_PROMPTS_TO_KEEP)
     own = [] if whole else read_lines(templates).lines
     for form in own:
         check_template(form)
-    forms = own or ((PLACE,) if whole else PRESETS[preset])
+    forms = own or ((PLACE,) if whole else PHRASINGS[kind])
     pairs = [(line, form.replace(PLACE, line)) for line in read_lines(concepts).lines for form in forms]
-    return Prompts(role, (*pairs, *([(EMPTY, "")] if include_empty_prompt else [])))
+    return Prompts(role, (*pairs, *([(EMPTY, "")] if keep_empty_prompt else [])))
 
 
 def check_template(form: str) -> None:

@@ -93,8 +93,8 @@ class Settings:
         return {**side, "steps": self.steps, "seed": self.seed, "sampler_name": "euler", "scheduler": scheduler}
 
 
-def node(kind: str, **inputs) -> dict:
-    return {"class_type": kind, "inputs": inputs}
+def node(class_type: str, **inputs) -> dict:
+    return {"class_type": class_type, "inputs": inputs}
 
 
 def lists(forget: str, keep: str, settings: Settings, empty: bool) -> dict:
@@ -102,8 +102,8 @@ def lists(forget: str, keep: str, settings: Settings, empty: bool) -> dict:
         "PURE_ConceptPrompts",
         forget=forget,
         keep=keep,
-        preset=KINDS[settings.kind].preset,
-        include_empty_prompt=empty,
+        kind=settings.kind,
+        keep_empty_prompt=empty,
         templates="",
     )
 
@@ -132,7 +132,7 @@ def capture_parts(checkpoint: str, concepts: Concepts, settings: Settings, folde
                 clip=["loader", 1],
                 prompts=["lists", output],
                 recorded_steps=settings.steps,
-                latents=1,
+                seeds=1,
                 cfg=1.0,
                 batch_size=settings.batch_size,
                 **settings.sampled,
@@ -178,8 +178,8 @@ def build_graph(
 ) -> dict:
     """From captures in the server's pure folder to basis, LoRA, checkpoint and pictures."""
     graph = {"loader": node("CheckpointLoaderSimple", ckpt_name=checkpoint)}
-    sides = {role: merged(graph, files[side], side) for side, role in (("forget", "forget"), ("keep", "retain"))}
-    build, where = settings_of(settings.kind, settings.amount, settings.transformer, not settings.transformer)
+    sides = {side: merged(graph, files[side], side) for side in ("forget", "keep")}
+    build, weights = settings_of(settings.kind, settings.amount, settings.transformer, not settings.transformer)
     saving = {"embed_recipe": True}
     shown = "\n".join((*concepts.forget[:2], *concepts.keep[:4]))
     graph |= {
@@ -200,7 +200,7 @@ def build_graph(
             model=["loader", 0],
             basis=["basis", 0],
             strength=1.0,
-            where=where,
+            weights=weights,
             iterations=1,
             layers="all",
         ),

@@ -323,7 +323,7 @@ def measure_and_compare() -> Canvas:
     parts = {"model": loader["MODEL"], "clip": loader["CLIP"], "vae": loader["VAE"]}
     erase = canvas.add("PURE_EraseConcept", SECOND, TOP, 960, lists, **parts)
     models = {"original": loader["MODEL"], "edited": erase["model"], "clip": loader["CLIP"]}
-    asked = {"concept_probes": probes["forget"], "retain_probes": probes["keep"]}
+    asked = {"concept_probes": probes["forget"], "keep_probes": probes["keep"]}
     canvas.add("PURE_MeasureLeakage", THIRD, TOP, 960, {}, **models, **asked)
     prompts = (
         "a photo of Pikachu in a meadow\na happy yellow creature with red cheeks in a meadow\na photo of Garfield\na "
@@ -367,7 +367,7 @@ def captured(note: str) -> tuple[Canvas, Node, dict[str, Wire]]:
     return (
         canvas,
         loader,
-        {"forget": forget["activations"], "retain": keep["activations"], "ordinary": ordinary["ordinary"]},
+        {"forget": forget["activations"], "keep": keep["activations"], "ordinary": ordinary["ordinary"]},
     )
 
 
@@ -400,7 +400,7 @@ def tune_the_amount() -> Canvas:
     columns = ((NOTE[0], 400), (480, 400), (920, 400))
     drawn = []
     for column, weight, amount in zip(columns, (2.0, 0.2, 0.02), ("little", "middle", "much"), strict=True):
-        basis = canvas.add("PURE_BuildBasis", column, ROW, 640, {"retain_weight": weight}, **captures)
+        basis = canvas.add("PURE_BuildBasis", column, ROW, 640, {"keep_weight": weight}, **captures)
         edit = canvas.add(
             "PURE_ApplyProjection", column, basis.bottom, 280, {}, model=loader["MODEL"], basis=basis["basis"]
         )

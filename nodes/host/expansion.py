@@ -19,14 +19,14 @@ Link = list[Any]  # the host's [node id, output]
 
 @dataclass(frozen=True)
 class Erasure:
-    """What is to be done: both lists, templates' preset, each node's settings, and pictures.
+    """What is to be done: both lists and their kind, each node's settings, and pictures.
 
     keep: may be empty. pictures: prompts to draw before and after; none where there is no VAE.
     """
 
     forget: str
     keep: str
-    preset: str
+    kind: str
     ordinary: dict[str, Any]
     capture: dict[str, Any]
     build: dict[str, Any]
@@ -56,16 +56,16 @@ def expand(erasure: Erasure, links: dict[str, Link]) -> tuple[dict[str, Any], di
     """
     graph = GraphBuilder()
     model, clip = links["model"], links["clip"]
-    common = {"include_empty_prompt": True, "templates": ""}
+    common = {"keep_empty_prompt": True, "templates": ""}
     elsewhere = "the list to forget is in another node"
-    forget = graph.node("PURE_ConceptPrompts", forget=erasure.forget, keep="", preset=erasure.preset, **common)
+    forget = graph.node("PURE_ConceptPrompts", forget=erasure.forget, keep="", kind=erasure.kind, **common)
     listed = {"forget": forget.out(0)}
     if erasure.keep:
-        keep = graph.node("PURE_ConceptPrompts", forget=elsewhere, keep=erasure.keep, preset=erasure.preset, **common)
-        listed["retain"] = keep.out(1)
+        keep = graph.node("PURE_ConceptPrompts", forget=elsewhere, keep=erasure.keep, kind=erasure.kind, **common)
+        listed["keep"] = keep.out(1)
     captures = {
-        role: graph.node("PURE_CaptureActivations", model=model, clip=clip, prompts=prompts, **erasure.capture).out(0)
-        for role, prompts in listed.items()
+        side: graph.node("PURE_CaptureActivations", model=model, clip=clip, prompts=prompts, **erasure.capture).out(0)
+        for side, prompts in listed.items()
     }
     ordinary = graph.node("PURE_CaptureOrdinary", model=model, clip=clip, **erasure.ordinary)
     basis = graph.node("PURE_BuildBasis", ordinary=ordinary.out(0), **captures, **erasure.build)

@@ -18,9 +18,9 @@ from ...pure_core.projection import Side, check_strength, iterate, weight_delta
 from .identity import weights_identity
 from .sites import ROOT, AttentionSite, Projection, attention_sites, family_name
 
-Where = Literal["values", "keys and values", "output"]
+Weights = Literal["values", "keys and values", "output"]
 Place = Literal["all", "early", "middle", "late"]
-WHERE: dict[Where, tuple[Projection, ...]] = {
+PROJECTIONS: dict[Weights, tuple[Projection, ...]] = {
     "values": ("values",),
     "keys and values": ("keys", "values"),
     "output": ("output",),
@@ -82,23 +82,23 @@ class ProjectionAdapter(WeightAdapterBase):
 
 
 def apply_basis(
-    model: Any, basis: ConceptBasis, strength: float, where: Where, iterations: int, place: Place
+    model: Any, basis: ConceptBasis, strength: float, weights: Weights, iterations: int, place: Place
 ) -> tuple[Any, list[AttentionSite], list[str]]:
     """A clone of MODEL that carries the edit, the sites edited and warnings; the MODEL itself at strength 0.
 
     Raises PureError where the basis does not fit, a choice is not offered, or the host did not take every weight.
     """
     check_strength(strength)
-    check_offered("where", where, tuple(WHERE))
+    check_offered("weights", weights, tuple(PROJECTIONS))
     check_offered("layers", place, PLACES)
     sites = attention_sites(model)
     check_fit(sites, basis)
-    check_projections(model, sites, where)
+    check_projections(model, sites, weights)
     chosen = [site for site in sites if place in ("all", place_of(site)) and basis.sites[site.name].rank]
     if not chosen:
         raise PureError(f"The basis edits none of the {place} layers: choose all layers.")
-    slabs = [(site, p, slab) for site in chosen for p in WHERE[where] for slab in site.weights[p]]
-    applied = {"strength": strength, "where": where, "iterations": iterations, "layers": place, "weights": len(slabs)}
+    slabs = [(site, p, slab) for site in chosen for p in PROJECTIONS[weights] for slab in site.weights[p]]
+    applied = {"strength": strength, "weights": weights, "iterations": iterations, "layers": place, "slabs": len(slabs)}
     made = asdict(basis.recipe) if basis.recipe else {}
     recipe = json.dumps({"rule": basis.rule, "structure": basis.structure, **made, **applied})
     before = {key: len(entries) for key, entries in model.patches.items()}
@@ -160,9 +160,9 @@ def check_fit(sites: list[AttentionSite], basis: ConceptBasis) -> None:
         )
 
 
-def check_projections(model: Any, sites: list[AttentionSite], where: Where) -> None:
+def check_projections(model: Any, sites: list[AttentionSite], weights: Weights) -> None:
     """Raises PureError where a projection cannot be edited in this family, and says why."""
-    missing = [p for p in WHERE[where] if p not in sites[0].weights]
+    missing = [p for p in PROJECTIONS[weights] if p not in sites[0].weights]
     if not missing:
         return
     if missing[0] == "output":
@@ -172,7 +172,7 @@ def check_projections(model: Any, sites: list[AttentionSite], where: Where) -> N
     else:
         why = "a norm follows its keys, so an edit of them would not be a projection"
     raise PureError(
-        f"where is {where!r}, which this MODEL ({family_name(model)}) does not allow: {why}. Choose values."
+        f"weights is {weights!r}, which this MODEL ({family_name(model)}) does not allow: {why}. Choose values."
     )
 
 
@@ -204,9 +204,9 @@ def recipes_of(model: Any) -> list[dict[str, Any]]:
             counts[text] = counts.get(text, 0) + 1
     recipes = [json.loads(text) for text in counts]
     for recipe, count in zip(recipes, counts.values(), strict=True):
-        if count % recipe["weights"]:
+        if count % recipe["slabs"]:
             raise PureError(
-                f"Only {count % recipe['weights']} of {recipe['weights']} edited weights are still on this MODEL: "
+                f"Only {count % recipe['slabs']} of {recipe['slabs']} edited weights are still on this MODEL: "
                 "another node dropped the rest. Connect the MODEL from PURE Apply Projection itself."
             )
     return recipes

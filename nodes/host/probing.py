@@ -27,11 +27,9 @@ def common_sites(original: Any, edited: Any) -> list[AttentionSite]:
 def check_probes(concept: Prompts, retain: Prompts) -> None:
     """Raises PureError where the two wires are swapped, or a concept has one probe only."""
     if concept.role != "forget" or retain.role != "retain":
-        raise PureError(
-            "The concept probes have to be prompts to forget, and the retain probes prompts to keep: swap them."
-        )
+        raise PureError("concept_probes takes prompts to forget, and keep_probes prompts to keep: swap the two wires.")
     if not retain.pairs:
-        raise PureError("There are no retain probes. Write what should have stayed, one concept per line.")
+        raise PureError("There are no keep probes. Write what should have stayed, one concept per line.")
     leakage.halves_of(concept)
 
 

@@ -27,7 +27,7 @@ def rows(concept, seed, n=60):
 def whole_layer(*values, **changes):
     """Settings of whole layers, and of neighbours without ordinary pictures."""
     given = dict(zip((f.name for f in fields(Settings)), values, strict=False))
-    return Settings(**{"structure": "whole layer", "retain_weight": 3.0, **given, **changes})
+    return Settings(**{"structure": "whole layer", "keep_weight": 3.0, **given, **changes})
 
 
 def moments(h):

@@ -25,7 +25,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def basis(rule="energy", **settings):
-    return build_basis(FORGET, RETAIN, whole_layer(rule, retain_energy=0.9, **settings))[0]
+    return build_basis(FORGET, RETAIN, whole_layer(rule, keep_energy=0.9, **settings))[0]
 
 
 @pytest.mark.parametrize("structure", ["whole layer", "per head"])
@@ -126,7 +126,7 @@ DAMAGED = [
     (lambda t, h: h["recipe"].update(forget=5), "is not a PURE basis"),
     (lambda t, h: h["recipe"].update(forget=None), "is not a PURE basis"),
     (lambda t, h: h["recipe"]["forget"].update(concepts=[5]), "is not a PURE basis"),
-    (lambda t, h: h["recipe"]["settings"].update(retain_weight="much"), "is not a PURE basis"),
+    (lambda t, h: h["recipe"]["settings"].update(keep_weight="much"), "is not a PURE basis"),
     (lambda t, h: h["recipe"].update(extra=[[], []]), "is not a PURE basis"),
     (lambda t, h: h["model"].update(family=["SD15"]), "is not a PURE basis"),
     (lambda t, h: t.pop(first(t, "u")), "does not hold the layers"),

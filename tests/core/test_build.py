@@ -19,10 +19,10 @@ from captures import CONCEPT, FORGET, HEADS, LAYERS, RETAIN, SHARED, D, captured
 from spaces import orthonormal
 
 WORKING = [
-    whole_layer("contrast", retain_weight=0.2, max_rank=2, centering="none"),
+    whole_layer("contrast", keep_weight=0.2, max_rank=2, centering="none"),
     whole_layer("energy", 0.9999, 0.999, centering="none"),
-    whole_layer("energy", 0.9999, 0.99, centering="retain mean"),
-    whole_layer("contrast", retain_weight=0.2, max_rank=2, centering="retain mean"),
+    whole_layer("energy", 0.9999, 0.99, centering="mean of keep"),
+    whole_layer("contrast", keep_weight=0.2, max_rank=2, centering="mean of keep"),
 ]
 
 
@@ -67,13 +67,13 @@ def test_a_usual_energy_pair_erases_less_than_a_high_and_a_low_one():
 
 @pytest.mark.parametrize("rule", ["energy", "contrast"])
 def test_per_head_edits_are_block_diagonal(rule):
-    basis, _ = build_basis(FORGET, RETAIN, whole_layer(rule, retain_energy=0.9, structure="per head", max_rank=1))
+    basis, _ = build_basis(FORGET, RETAIN, whole_layer(rule, keep_energy=0.9, structure="per head", max_rank=1))
     for b in basis.sites.values():
         e = edit_matrix(b.u, b.m)
         mask = torch.block_diag(*[torch.ones(D // HEADS, D // HEADS)] * HEADS).bool()
         assert e[~mask].abs().max() == 0
         assert (e - torch.eye(D))[mask].abs().max() > 1e-3
-    whole, _ = build_basis(FORGET, RETAIN, whole_layer(rule, retain_energy=0.9))
+    whole, _ = build_basis(FORGET, RETAIN, whole_layer(rule, keep_energy=0.9))
     assert edit_matrix(whole.sites[LAYERS[0]].u, whole.sites[LAYERS[0]].m)[~mask].abs().max() > 1e-3  # control
 
 
@@ -82,7 +82,7 @@ def test_layers_and_heads_without_energy_are_left_alone_and_named():
     dead_head[:, :8] = 0
     forget = captured("forget", ["zorbo"], [dead_head, torch.zeros(60, D, dtype=torch.float64)])
     for rule in ("energy", "contrast"):
-        basis, warnings = build_basis(forget, RETAIN, whole_layer(rule, retain_energy=0.9, structure="per head"))
+        basis, warnings = build_basis(forget, RETAIN, whole_layer(rule, keep_energy=0.9, structure="per head"))
         first, second = (basis.sites[n] for n in LAYERS)
         assert second.rank == 0
         assert any(LAYERS[1] in w and "no energy" in w for w in warnings)
@@ -101,7 +101,7 @@ def test_without_retain_everything_the_forget_rows_share_goes():
 
 def test_without_retain_the_mean_cannot_be_taken_off_and_the_report_says_so():
     for rule in ("energy", "contrast"):
-        centred, warnings = build_basis(FORGET, None, whole_layer(rule, centering="retain mean"))
+        centred, warnings = build_basis(FORGET, None, whole_layer(rule, centering="mean of keep"))
         plain, _ = build_basis(FORGET, None, whole_layer(rule, centering="none"))
         assert "Nothing is listed to keep" in warnings[0]
         assert not any("Nothing is listed" in w for w in build_basis(FORGET, RETAIN, whole_layer(rule))[1])
@@ -115,7 +115,7 @@ def test_max_rank_caps():
 
 
 def test_the_retain_mean_is_kept_when_it_is_taken_off():
-    basis, _ = build_basis(FORGET, RETAIN, whole_layer("energy", 0.9999, 0.3, centering="retain mean"))
+    basis, _ = build_basis(FORGET, RETAIN, whole_layer("energy", 0.9999, 0.3, centering="mean of keep"))
     for name, b in basis.sites.items():
         mean = RETAIN.moments[name].mean
         assert (edit_matrix(b.u.double(), b.m.double()) @ mean - mean).norm() < 1e-5 * mean.norm()
@@ -144,7 +144,7 @@ def test_the_retain_mean_is_kept_when_it_is_taken_off():
             whole_layer("energy", 0.9, 1.0),
             "would change nothing",
         ),
-        (FORGET, RETAIN, whole_layer(retain_weight=1e12), "would change nothing"),
+        (FORGET, RETAIN, whole_layer(keep_weight=1e12), "would change nothing"),
         (
             FORGET,
             captured("retain", ["m"], [rows(False, 3), rows(False, 4)], prompts=["a photo of Zorbo", "zorbo"]),
@@ -171,9 +171,9 @@ def test_what_would_not_work_is_refused(forget, retain, settings, words):
         ({"centering": "x"}, "centering must be one of"),
         ({"structure": "x"}, "structure must be one of"),
         ({"forget_energy": float("nan")}, "forget_energy must be"),
-        ({"retain_energy": 1.5}, "retain_energy must be"),
-        ({"retain_weight": -1.0}, "retain_weight must be"),
-        ({"retain_weight": float("nan")}, "retain_weight must be"),
+        ({"keep_energy": 1.5}, "keep_energy must be"),
+        ({"keep_weight": -1.0}, "keep_weight must be"),
+        ({"keep_weight": float("nan")}, "keep_weight must be"),
     ],
 )
 def test_settings_that_are_not_offered_are_refused(values, words):
@@ -262,15 +262,15 @@ def test_a_twin_among_the_kept_is_named_and_a_neighbour_is_not():
 def test_an_empty_keep_list_and_no_weight_are_warned_of():
     empty = captured("retain", [EMPTY], [rows(False, 3), rows(False, 4)])
     assert "Only the empty prompt is listed to keep" in build_basis(FORGET, empty, whole_layer())[1][0]
-    assert "retain_weight is 0" in build_basis(FORGET, RETAIN, whole_layer(retain_weight=0))[1][0]
+    assert "keep_weight is 0" in build_basis(FORGET, RETAIN, whole_layer(keep_weight=0))[1][0]
     assert build_basis(FORGET, RETAIN, whole_layer())[1] == []  # control
 
 
 def test_a_weight_above_every_ratio_is_blamed_and_not_the_keep_list():
-    with pytest.raises(PureError, match=r"at most \d+ times stronger .* retain_weight is 1e\+12: lower it"):
-        build_basis(FORGET, RETAIN, whole_layer(retain_weight=1e12))
-    _, warnings = build_basis(FORGET, RETAIN, whole_layer(retain_weight=1e4))
-    assert any("retain_weight is 10000: lower it" in w for w in warnings)
+    with pytest.raises(PureError, match=r"at most \d+ times stronger .* keep_weight is 1e\+12: lower it"):
+        build_basis(FORGET, RETAIN, whole_layer(keep_weight=1e12))
+    _, warnings = build_basis(FORGET, RETAIN, whole_layer(keep_weight=1e4))
+    assert any("keep_weight is 10000: lower it" in w for w in warnings)
     assert not any("twins" in w for w in warnings)
 
 
@@ -302,8 +302,8 @@ def test_ordinary_pictures_are_their_share_of_what_is_kept():
         b = 0.75 * kept.T @ kept / 200 + 0.25 * other.T @ other / 100
         b += RIDGE * torch.trace(b) / D * torch.eye(D, dtype=torch.float64)
         a = (forget - mean).T @ (forget - mean) / len(forget)
-        exact = torch.eye(D, dtype=torch.float64) - settings.retain_weight * b @ torch.linalg.inv(
-            a + settings.retain_weight * b
+        exact = torch.eye(D, dtype=torch.float64) - settings.keep_weight * b @ torch.linalg.inv(
+            a + settings.keep_weight * b
         )
         edit = basis.sites[name]
         values, x, bx = contrast_directions(
@@ -329,7 +329,7 @@ def test_ordinary_pictures_alone_are_all_that_is_kept():
 def test_without_ordinary_pictures_a_low_weight_is_warned_of():
     assert "hardly spared" in build_basis(FORGET, RETAIN, Settings())[1][0]
     assert build_basis(FORGET, RETAIN, Settings(), ORDINARY)[1] == []  # control
-    assert build_basis(FORGET, RETAIN, Settings(retain_weight=3.0))[1] == []  # control
+    assert build_basis(FORGET, RETAIN, Settings(keep_weight=3.0))[1] == []  # control
 
 
 def test_what_is_no_capture_of_ordinary_pictures_is_refused():

@@ -33,10 +33,8 @@ def test_the_spectrum_of_the_contrast_rule_shows_ratios_the_weight_and_the_kept_
     def shown(**changes):
         return basis_chart(build_basis(FORGET, RETAIN, whole_layer("contrast", **changes))[0])
 
-    assert not torch.equal(shown(retain_weight=3.0), shown(retain_weight=3.5))
-    orange = [
-        int(((shown(retain_weight=w)[0] * 255).round() == torch.tensor(ORANGE)).all(-1).sum()) for w in (3.0, 0.0)
-    ]
+    assert not torch.equal(shown(keep_weight=3.0), shown(keep_weight=3.5))
+    orange = [int(((shown(keep_weight=w)[0] * 255).round() == torch.tensor(ORANGE)).all(-1).sum()) for w in (3.0, 0.0)]
     # the line at the weight, and none
     assert orange[0] > 300
     assert orange[1] == 0

@@ -1,6 +1,6 @@
 import pytest
 from pure_pack.pure_core.errors import PureError
-from pure_pack.pure_core.prompts import EMPTY, PRESETS, anchor_prompts, make_prompts
+from pure_pack.pure_core.prompts import EMPTY, PHRASINGS, anchor_prompts, make_prompts
 
 
 def test_six_phrasings_a_concept_and_the_empty_prompt_to_keep():
@@ -12,7 +12,7 @@ def test_six_phrasings_a_concept_and_the_empty_prompt_to_keep():
     assert keep.pairs[-1] == (EMPTY, "")
     assert len(keep.pairs) == 7
     assert keep.role == "retain"
-    assert len(make_prompts("zorbo", "fintolo", include_empty_prompt=False)[1].pairs) == 6
+    assert len(make_prompts("zorbo", "fintolo", keep_empty_prompt=False)[1].pairs) == 6
 
 
 def test_blank_and_repeated_lines_are_ignored_and_counted():
@@ -28,12 +28,12 @@ def test_own_templates_replace_the_presets_and_free_text_uses_none():
         "zorbo at night",
         "zorbo on grass",
     )
-    free = anchor_prompts("a round thing {with braces}", "forget", preset="free text", templates="a photo of {}")
+    free = anchor_prompts("a round thing {with braces}", "forget", kind="free text", templates="a photo of {}")
     assert free.texts == ("a round thing {with braces}",)
 
 
 def test_beside_a_style_whole_prompts_are_kept():
-    forget, keep, _ = make_prompts("Van Gogh", "a photo of a cat", preset="artistic style")
+    forget, keep, _ = make_prompts("Van Gogh", "a photo of a cat", kind="artistic style")
     assert "a painting by Van Gogh" in forget.texts
     assert keep.texts == ("a photo of a cat", "")
 
@@ -64,8 +64,8 @@ def test_lists_that_cannot_work_are_refused(forget, keep, words):
 
 
 def test_a_preset_that_does_not_exist_is_refused_by_name():
-    with pytest.raises(PureError, match=r"preset must be one of .* it is 'nonsense'"):
-        make_prompts("a", "b", preset="nonsense")
+    with pytest.raises(PureError, match=r"kind must be one of .* it is 'nonsense'"):
+        make_prompts("a", "b", kind="nonsense")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_parentheses_that_the_host_reads_as_emphasis_are_warned_of(line, warned)
 
 
 def test_every_preset_but_free_text_has_six_distinct_templates():
-    for name, forms in PRESETS.items():
+    for name, forms in PHRASINGS.items():
         assert len(set(forms)) == (1 if name == "free text" else 6)
         assert all(form.count("{}") == 1 for form in forms)
 

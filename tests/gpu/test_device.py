@@ -101,7 +101,7 @@ def edited(unet):
     model, _, clip, _ = unet
     with torch.inference_mode():
         basis = build(*sides(model, clip))
-        return apply(model, basis, where="values"), basis
+        return apply(model, basis, weights="values"), basis
 
 
 def test_a_capture_is_the_cpus_to_the_precision(unet):
@@ -168,7 +168,7 @@ def test_queues_do_not_fill_the_memory(unet):
 
     def queue(i):
         found = sides(model, clip, seed=i)
-        draw(apply(model, build(*found), where="values"), clip)
+        draw(apply(model, build(*found), weights="values"), clip)
         management.unload_all_models()
         return torch.cuda.memory_allocated() if ON_GPU else 0
 
@@ -187,7 +187,7 @@ def test_transformers_are_captured_and_edited_there_as_on_the_cpu(family):
     assert distance(there[0], here[1]) > 1e-2  # control
     before = state_of(model)
     basis = build(*there)
-    changed_model = apply(model, basis, where="values")
+    changed_model = apply(model, basis, weights="values")
     management.load_models_gpu([changed_model])
     site = attention_sites(model)[0]
     key = site.key("values")

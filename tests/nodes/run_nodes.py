@@ -30,7 +30,7 @@ def prompts(concepts, role="forget", **inputs):
     return run(ConceptPrompts, **boxes, **inputs)[0 if role == "forget" else 1]
 
 
-SMALL = {"steps": 4, "recorded_steps": 2, "latents": 1, "width": 64, "height": 64, "batch_size": 8}
+SMALL = {"steps": 4, "recorded_steps": 2, "seeds": 1, "width": 64, "height": 64, "batch_size": 8}
 
 
 def capture(checkpoint, prompts, **inputs):
@@ -38,13 +38,13 @@ def capture(checkpoint, prompts, **inputs):
     return run(CaptureActivations, model=model, clip=clip, prompts=prompts, **{**SMALL, **inputs})[0]
 
 
-def build(forget, retain=None, **inputs):
-    return run(BuildBasis, forget=forget, retain=retain, **inputs)[0]
+def build(forget, keep=None, **inputs):
+    return run(BuildBasis, forget=forget, keep=keep, **inputs)[0]
 
 
 def apply(model, basis, **inputs):
     """Keys and values, the larger edit, unless the test says otherwise."""
-    return run(ApplyProjection, model=model, basis=basis, **{"where": "keys and values", **inputs})[0]
+    return run(ApplyProjection, model=model, basis=basis, **{"weights": "keys and values", **inputs})[0]
 
 
 def report(node, **inputs):

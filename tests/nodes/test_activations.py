@@ -31,12 +31,12 @@ def saved_and_loaded(activations, output, **inputs):
 
 def test_a_basis_from_several_files_is_that_of_one_capture(mini, output):
     """One prompt list, captured whole and split over five files, in any order; latents and seed included."""
-    settings = {"latents": 2, "seed": 9}
+    settings = {"seeds": 2, "seed": 9}
     forget = capture(mini, prompts("miplo"), **settings)
     whole = capture(mini, prompts("\n".join(CONCEPTS), "retain"), **settings)
     parts = [
         saved_and_loaded(
-            capture(mini, prompts(concept, "retain", include_empty_prompt=concept == CONCEPTS[0]), **settings), output
+            capture(mini, prompts(concept, "retain", keep_empty_prompt=concept == CONCEPTS[0]), **settings), output
         )
         for concept in CONCEPTS
     ]

@@ -78,7 +78,7 @@ def test_the_measure_ranks_edits_as_the_judge_does(eraser):
     Each edit that leaves the character alone reads higher than each one that takes it.
     """
     read: dict[str, list[float]] = {"seen": [], "gone": []}
-    for apply, build in (({"strength": 0.25}, {}), ({"strength": 0.5}, {}), ({}, {"retain_weight": 0.02}), ({}, {})):
+    for apply, build in (({"strength": 0.25}, {}), ({"strength": 0.5}, {}), ({}, {"keep_weight": 0.02}), ({}, {})):
         model = eraser.erase(character_plan(CLOSE), apply, **FEWER, **build)
         shares = judging.shares(
             judging.see(narrow(model), judging.character_entries(CLOSE, "choose", 16, 0, 0, 0), beside=False)

@@ -60,14 +60,14 @@ def test_a_model_that_comes_by_no_wire_is_refused():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_dial_turns_the_weight_and_nothing_else(kind):
     little, middle, much = (settings_of(kind, amount)[0] for amount in (0.0, 0.5, 1.0))
-    assert middle.retain_weight == (KINDS[kind].with_keys or KINDS[kind].retain_weight)
-    assert little.retain_weight == pytest.approx(100 * middle.retain_weight)
-    assert much.retain_weight == pytest.approx(middle.retain_weight / 100)
-    assert replace(little, retain_weight=middle.retain_weight) == replace(much, retain_weight=middle.retain_weight)
-    without_keys, where = settings_of(kind, 0.5, keys=False)
-    assert (without_keys.retain_weight, where) == (KINDS[kind].retain_weight, "values")
+    assert middle.keep_weight == (KINDS[kind].with_keys or KINDS[kind].keep_weight)
+    assert little.keep_weight == pytest.approx(100 * middle.keep_weight)
+    assert much.keep_weight == pytest.approx(middle.keep_weight / 100)
+    assert replace(little, keep_weight=middle.keep_weight) == replace(much, keep_weight=middle.keep_weight)
+    without_keys, weights = settings_of(kind, 0.5, keys=False)
+    assert (without_keys.keep_weight, weights) == (KINDS[kind].keep_weight, "values")
     joint = settings_of(kind, 0.5, joint=True)[0]
-    assert joint.retain_weight == middle.retain_weight / 2
+    assert joint.keep_weight == middle.keep_weight / 2
     assert joint.ordinary_share == middle.ordinary_share / 2
     with pytest.raises(PureError, match="amount must be between"):
         weight_of(float("nan"), 3.0)

@@ -93,7 +93,7 @@ def test_captures_of_a_changed_model_are_not_mixed_with_the_original(mini, chang
     make, words = CHANGES[change]
     changed, clip = make(mini[0]), mini[1]
     forget = capture((changed, clip), prompts("miplo", templates="{}"))
-    with pytest.raises(PureError, match=rf"The forget capture and the retain capture differ in .*{words}"):
+    with pytest.raises(PureError, match=rf"The forget capture and the keep capture differ in .*{words}"):
         build(forget, capture(mini, prompts("zorbo", "retain", templates="{}")))
     again = make(mini[0])  # control: the same change made twice is one MODEL
     assert build(forget, capture((again, clip), prompts("zorbo", "retain", templates="{}"))).sites

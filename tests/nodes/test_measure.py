@@ -30,7 +30,7 @@ def concept_basis(mini):
         ),
     )
     retain = capture(mini, prompts("zorbo\ntarnik\npelluna\nfintolo\nquistle", role="retain"))
-    return build(forget, retain, retain_weight=1.0)
+    return build(forget, retain, keep_weight=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def measured(mini):
             edited=model,
             clip=mini[1],
             concept_probes=prompts(CONCEPT, templates="{}\n{} at night"),
-            retain_probes=prompts("dorrit\nbramby", role="retain", templates="{}"),
+            keep_probes=prompts("dorrit\nbramby", role="retain", templates="{}"),
             steps=4,
             seed=11,
             **SIZE,
@@ -78,7 +78,7 @@ def test_a_clone_reads_one_a_random_edit_stays_high_and_a_real_one_reads_low(min
 
 
 def test_an_edit_of_the_output_is_seen_as_one_of_the_values(mini, concept_basis, measured):
-    values, output = (measured(apply(mini[0], concept_basis, where=where))[0] for where in ("values", "output"))
+    values, output = (measured(apply(mini[0], concept_basis, weights=w))[0] for w in ("values", "output"))
     assert output["leakage"] < 0.6, (
         output["leakage"],
         values["leakage"],
@@ -97,7 +97,7 @@ def test_an_edit_of_the_output_is_seen_as_one_of_the_values(mini, concept_basis,
 def test_probes_in_each_others_place_are_refused(mini, edited):
     inputs = {"original": mini[0], "edited": edited, "clip": mini[1], **SIZE}
     with pytest.raises(PureError, match="have to be prompts to forget"):
-        run(MeasureLeakage, concept_probes=prompts("zorbo", role="retain"), retain_probes=prompts(CONCEPT), **inputs)
+        run(MeasureLeakage, concept_probes=prompts("zorbo", role="retain"), keep_probes=prompts(CONCEPT), **inputs)
 
 
 def test_strength_orders_the_measure(mini, edited, measured):
@@ -122,7 +122,7 @@ def test_other_models_and_single_probes_are_refused(mini, edited):
             edited=other,
             clip=mini[1],
             concept_probes=prompts(CONCEPT),
-            retain_probes=prompts("zorbo", role="retain"),
+            keep_probes=prompts("zorbo", role="retain"),
             **SIZE,
         )
     with pytest.raises(PureError, match="'miplo' has one probe only"):
@@ -132,7 +132,7 @@ def test_other_models_and_single_probes_are_refused(mini, edited):
             edited=edited,
             clip=mini[1],
             concept_probes=prompts("miplo", templates="{}"),
-            retain_probes=prompts("zorbo", role="retain"),
+            keep_probes=prompts("zorbo", role="retain"),
             **SIZE,
         )
 
@@ -179,7 +179,7 @@ def test_the_measures_report_shows_on_the_node_and_says_what_it_cost(mini, edite
         edited=edited,
         clip=mini[1],
         concept_probes=prompts(CONCEPT, templates="{}\n{} at night"),
-        retain_probes=prompts("dorrit", role="retain", templates="{}"),
+        keep_probes=prompts("dorrit", role="retain", templates="{}"),
         steps=2,
         **SIZE,
     )

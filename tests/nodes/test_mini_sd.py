@@ -72,7 +72,7 @@ def test_host_and_narrow_draw_the_same_pictures_with_and_without_an_edit(mini):
     for name, patched in (
         ("original", model),
         ("keys and values", apply(model, basis)),
-        ("output", apply(model, basis, where="output")),
+        ("output", apply(model, basis, weights="output")),
     ):
         drawn = studio.draw(studio.unet(narrow(patched)), ["miplo at night"], [11], steps=5)
         latent = host_nodes.common_ksampler(

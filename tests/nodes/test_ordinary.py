@@ -46,7 +46,7 @@ def no_more(monkeypatch):
 
 def test_it_records_what_a_capture_of_the_same_prompts_does(mini, models):
     got, _ = ordinary(*mini[:2])
-    keep = prompts(CAPTIONS, role="retain", preset="free text")
+    keep = prompts(CAPTIONS, role="retain", kind="free text")
     same = capture(mini, keep, steps=2, recorded_steps=2)
     assert got.anchors.concepts == (TOGETHER,)
     assert got.anchors.prompts == same.anchors.prompts

@@ -42,9 +42,9 @@ def bases(mini):
 
 @pytest.mark.parametrize("rule", ["energy", "contrast"])
 @pytest.mark.parametrize("structure", ["whole layer", "per head"])
-@pytest.mark.parametrize("where", list(SIDES))
+@pytest.mark.parametrize("weights", list(SIDES))
 @pytest.mark.parametrize("upstream", ["nothing", "a LoRA", "a merge"])
-def test_effective_weights_equal_the_definition(mini, bases, rule, structure, where, upstream):
+def test_effective_weights_equal_the_definition(mini, bases, rule, structure, weights, upstream):
     from comfy_extras.nodes_model_merging import ModelMergeSimple
 
     basis, model = bases[rule, structure], mini[0]
@@ -55,14 +55,14 @@ def test_effective_weights_equal_the_definition(mini, bases, rule, structure, wh
     }[upstream]()
     for iterations in (1, 2, 4) if rule == "energy" else (1, 3):
         for strength in (1.0, 0.4):
-            edited = apply(before, basis, where=where, iterations=iterations, strength=strength)
+            edited = apply(before, basis, weights=weights, iterations=iterations, strength=strength)
             for layer in attention_sites(model)[::3]:
                 b = basis.sites[layer.name]
                 e = edit_matrix(b.u.double(), b.m.double(), strength, iterations)
                 for projection in ("keys", "values", "output"):
                     key = layer.key(projection)
                     original = effective_weight(before, key).double()
-                    side = SIDES[where].get(projection)
+                    side = SIDES[weights].get(projection)
                     want = original if side is None else e @ original if side == "left" else original @ e
                     got = effective_weight(edited, key).double()
                     assert (got - want).norm() <= 1e-6 * want.norm()
@@ -73,7 +73,7 @@ def test_effective_weights_equal_the_definition(mini, bases, rule, structure, wh
 def test_right_multiplied_output_projects_the_activation_that_is_recorded(mini, bases):
     b = next(iter(bases["energy", "whole layer"].sites.values()))
     layer = attention_sites(mini[0])[0]
-    edited = apply(mini[0], bases["energy", "whole layer"], where="output", iterations=1)
+    edited = apply(mini[0], bases["energy", "whole layer"], weights="output", iterations=1)
     w_o, h = effective_weight(mini[0], layer.key("output")), torch.randn(5, layer.width)
     assert_close(
         h @ effective_weight(edited, layer.key("output")).T, (h @ edit_matrix(b.u, b.m).T) @ w_o.T, rtol=1e-5, atol=1e-4
@@ -212,7 +212,7 @@ def test_another_finetune_is_warned_of_and_another_layout_refused(mini, wide, ba
     [
         ({"strength": float("nan")}, "strength must be"),
         ({"strength": 1.5}, "strength must be"),
-        ({"where": "nonsense"}, "where must be one of"),
+        ({"weights": "nonsense"}, "weights must be one of"),
         ({"layers": "nonsense"}, "layers must be one of"),
         ({"iterations": 9}, "iterations must be"),
     ],
@@ -245,8 +245,8 @@ def test_the_fingerprint_tells_loras_their_strength_and_output_edits_apart(mini,
         with_lora(mini[0], seed=3),
         with_lora(mini[0], seed=4),
         weaker,
-        apply(mini[0], bases["contrast", "whole layer"], where="output"),
-        apply(mini[0], bases["contrast", "whole layer"], where="output", strength=0.5),
+        apply(mini[0], bases["contrast", "whole layer"], weights="output"),
+        apply(mini[0], bases["contrast", "whole layer"], weights="output", strength=0.5),
     ]
     assert len({weights_digest(m, layers) for m in models}) == len(models)
     assert weights_digest(with_lora(mini[0], seed=3), layers) == weights_digest(models[1], layers)

@@ -87,7 +87,7 @@ def case(request, tmp_path_factory):
     sides = (("one thing\nanother", "forget"), ("something else\nand more\nyet more", "retain"))
     with torch.inference_mode():
         forget, keep = (capture((model, text), prompts(p, role, templates="{}"), **STEPS) for p, role in sides)
-        return request.param, model, build(forget, keep, retain_weight=3.0)
+        return request.param, model, build(forget, keep, keep_weight=3.0)
 
 
 def test_weights_are_read_as_what_they_stand_for(case):
@@ -119,7 +119,7 @@ def test_the_edit_is_what_the_host_then_samples_with_but_for_its_rounding(case):
     form, model, basis = case
     with torch.inference_mode():
         before = {k: base_weight(model, k).clone() for k in [s.key("values") for s in attention_sites(model)]}
-        edited = apply(model, basis, where="values")
+        edited = apply(model, basis, weights="values")
         found = precision.residual(edited)
         assert found.dtype == str(MADE.get(form, (F8,))[0]).removeprefix("torch.")
         assert 0.005 < found.mean < (1 if form == "nvfp4" else 0.3)
@@ -150,7 +150,7 @@ def held_by_the_module(model, key):
 def test_its_lora_is_the_edit_and_a_checkpoint_is_right_or_refused(case, tmp_path):
     _, model, basis = case
     with torch.inference_mode(), output_in(tmp_path):
-        edited = apply(model, basis, where="values")
+        edited = apply(model, basis, weights="values")
         path = run(SaveLoRA, model=edited, filename_prefix="lora")[0]
         lora = comfy.utils.load_torch_file(path)
         again, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
@@ -172,7 +172,7 @@ def test_its_lora_is_the_edit_and_a_checkpoint_is_right_or_refused(case, tmp_pat
 def test_an_edit_that_overflows_its_storage_is_refused(case, monkeypatch):
     _, model, basis = case
     with torch.inference_mode():
-        edited = apply(model, basis, where="values")
+        edited = apply(model, basis, weights="values")
         monkeypatch.setattr(precision, "kept_weight", lambda model, key, weight: weight * float("inf"))
         with pytest.raises(PureError, match="they overflow"):
             precision.residual(edited)

@@ -82,7 +82,7 @@ def test_batch_size_changes_nothing_beyond_rounding(mini):
 
     def basis(size, seed=0):
         forget, retain = (
-            capture(mini, p, batch_size=size, latents=2, seed=seed)
+            capture(mini, p, batch_size=size, seeds=2, seed=seed)
             for p in (prompts("miplo", **few), prompts("zorbo\nbramby", "retain", **few))
         )
         return build(forget, retain, max_rank=1)
@@ -95,8 +95,8 @@ def test_batch_size_changes_nothing_beyond_rounding(mini):
 
 def test_prompts_of_different_lengths_are_captured_together(mini):
     long = " ".join(["a picture of zorbo at night"] * 20)  # more than 77 tokens: two chunks
-    both = capture(mini, prompts(f"zorbo\n{long}", preset="free text"), batch_size=4)
-    alone = [capture(mini, prompts(p, preset="free text")) for p in ("zorbo", long)]
+    both = capture(mini, prompts(f"zorbo\n{long}", kind="free text"), batch_size=4)
+    alone = [capture(mini, prompts(p, kind="free text")) for p in ("zorbo", long)]
     for name, m in both.moments.items():
         total = sum(a.moments[name].sum for a in alone)
         assert m.count == 4
@@ -132,9 +132,9 @@ def test_a_capture_is_its_forward_passes_and_one_transfer_a_step(mini, monkeypat
         with_kwargs=True,
     )
     try:
-        capture((model, Counted), anchors, latents=2, batch_size=4, steps=4, recorded_steps=3)
+        capture((model, Counted), anchors, seeds=2, batch_size=4, steps=4, recorded_steps=3)
         lone, runs, transfers = sorted(texts), list(halves), [s for s in moved if s[1:] == (width,)]
-        capture((model, clip), anchors, latents=2, batch_size=4, steps=4, recorded_steps=3, cfg=3.0)
+        capture((model, clip), anchors, seeds=2, batch_size=4, steps=4, recorded_steps=3, cfg=3.0)
     finally:
         handle.remove()
     assert lone == sorted(["", *(text for _, text in anchors.pairs)])

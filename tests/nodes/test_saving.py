@@ -87,9 +87,9 @@ def test_checkpoint_and_lora_sample_what_the_edited_model_samples(mini, edited):
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("fp32", 1e-6), ("fp16", 5e-4), ("bf16", 4e-3)])
-@pytest.mark.parametrize("where", ["keys and values", "values", "output"])
-def test_lora_is_the_edit_within_its_precision(mini, bases, dtype, bound, where):
-    edited = apply(mini[0], bases[0], where=where, strength=0.7, iterations=2)
+@pytest.mark.parametrize("weights", ["keys and values", "values", "output"])
+def test_lora_is_the_edit_within_its_precision(mini, bases, dtype, bound, weights):
+    edited = apply(mini[0], bases[0], weights=weights, strength=0.7, iterations=2)
     path = save_lora(edited, dtype=dtype)
     loaded = lora_on(mini[0], path)
     assert set(loaded.patches) == set(edits_of(edited))
@@ -102,7 +102,7 @@ def test_lora_is_the_edit_within_its_precision(mini, bases, dtype, bound, where)
     def step(model):
         return sample(model, mini[1], steps=1)
 
-    if where != "output":
+    if weights != "output":
         assert (step(loaded) - step(edited)).norm() * 20 < (step(mini[0]) - step(edited)).norm()
 
 
@@ -172,18 +172,18 @@ def every_difference(a, b):
 def test_a_lora_between_two_edits_is_in_the_file_whatever_it_touches(mini, bases):
     """to_out was off by .19, and the sampled latent by half of the change, without a word."""
     before = with_lora(mini[0], seed=8)
-    chain = apply(wide_lora(apply(before, bases[0], where="values")), bases[1], where="values")
+    chain = apply(wide_lora(apply(before, bases[0], weights="values")), bases[1], weights="values")
     path = save_lora(chain, dtype="fp32")
     loaded = lora_on(before, path)
     assert every_difference(loaded, chain) < 2e-6
-    only_edits = apply(apply(before, bases[0], where="values"), bases[1], where="values")
+    only_edits = apply(apply(before, bases[0], weights="values"), bases[1], weights="values")
     assert every_difference(only_edits, chain) > 0.05  # control: the LoRA is a large part of it
     wanted, got, original = (sample(m, mini[1]) for m in (chain, loaded, before))
     assert (got - wanted).norm() < 0.01 * (original - wanted).norm()
 
 
 def test_a_lora_after_the_edits_is_said_not_to_be_in_the_file_whatever_it_touches(mini, bases):
-    edited = apply(mini[0], bases[0], where="values")
+    edited = apply(mini[0], bases[0], weights="values")
     self_attention = edited.clone()
     self_attention.patches = {
         **edited.patches,
@@ -193,7 +193,7 @@ def test_a_lora_after_the_edits_is_said_not_to_be_in_the_file_whatever_it_touche
     assert "came after PURE Apply Projection" in warned
     assert "not in this file" in warned
     assert "Warning" not in report(SaveLoRA, model=edited, dtype="fp32")
-    first = apply(wide_lora(mini[0]), bases[0], where="values")  # control: a LoRA before the edit is the base's
+    first = apply(wide_lora(mini[0]), bases[0], weights="values")  # control: a LoRA before the edit is the base's
     assert "Warning" not in report(SaveLoRA, model=first, dtype="fp32")
 
 
@@ -280,7 +280,7 @@ def test_an_edit_that_takes_everything_is_saved_in_half_precision(mini):
     )[0]
     edited, sites = model.clone(), attention_sites(model)
     everything = {site.key("values"): torch.linalg.qr(torch.randn(site.width, site.width)).Q for site in sites}
-    recipe = json.dumps({"weights": len(sites)})
+    recipe = json.dumps({"slabs": len(sites)})
     edited.add_patches({key: ProjectionAdapter(set(), (q, q, "left", recipe, {})) for key, q in everything.items()})
     key = sites[0].key("values")
     assert effective_weight(edited, key).norm() < 1e-5 * effective_weight(model, key).norm()
@@ -339,7 +339,7 @@ def test_the_refiners_lora_has_no_label_of_another_family():
     site = attention_sites(model)[0]
     edited = model.clone()
     u = torch.linalg.qr(torch.randn(site.width, 2, generator=torch.Generator().manual_seed(0)))[0]
-    edited.add_patches({site.key("values"): ProjectionAdapter(set(), (u, u, "left", json.dumps({"weights": 1}), {}))})
+    edited.add_patches({site.key("values"): ProjectionAdapter(set(), (u, u, "left", json.dumps({"slabs": 1}), {}))})
     with safe_open(save_lora(edited), framework="pt") as file:
         said = file.metadata()
     assert said["modelspec.architecture"] == "stable-diffusion-xl-v1-refiner/lora"
@@ -455,7 +455,7 @@ def test_diffusers_loads_the_same_weights(family, tmp_path):
         u, m = (torch.linalg.qr(torch.randn(layer.width, 5, generator=generator))[0] for _ in range(2))
         for part in ("keys", "values"):
             patches[layer.key(part)] = ProjectionAdapter(
-                set(), (u, m, "left", json.dumps({"weights": 2 * len(attention_sites(model))}), {})
+                set(), (u, m, "left", json.dumps({"slabs": 2 * len(attention_sites(model))}), {})
             )
     edited.add_patches(patches)
     path = save_lora(edited, dtype="fp32")

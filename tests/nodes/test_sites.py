@@ -23,9 +23,9 @@ def test_a_unet_is_edited_as_before_there_were_sites(mini, monkeypatch):
     forget = capture(mini, prompts("miplo\nblue square monster"), batch_size=3)
     keep = capture(mini, prompts("zorbo\nfintolo\nquistle", role="retain"), batch_size=3)
     settings = {  # as they were the defaults then
-        "contrast": {"structure": "whole layer", "retain_weight": 3.0},
+        "contrast": {"structure": "whole layer", "keep_weight": 3.0},
         "energy": {"structure": "whole layer", "rule": "energy", "centering": "none"},
-        "heads": {"structure": "per head", "retain_weight": 3.0},
+        "heads": {"structure": "per head", "keep_weight": 3.0},
     }
     monkeypatch.setattr(contrast, "RIDGE", 0.0125)
     before, seen = load_file(BEFORE), 0
@@ -51,8 +51,8 @@ def test_with_one_edit_per_head_h_is_e_h_and_with_a_whole_layer_it_is_not(mini):
     keep = capture(mini, prompts("zorbo\nfintolo", role="retain", templates="{}"), **step)
     first, away = attention_sites(mini[0])[0].name, {}
     for structure in ("per head", "whole layer"):
-        basis = build(forget, keep, structure=structure, retain_weight=0.3)
-        edited = apply(mini[0], basis, where="values")
+        basis = build(forget, keep, structure=structure, keep_weight=0.3)
+        edited = apply(mini[0], basis, weights="values")
         edit = basis.sites[first]
         want = forget.sums[first] @ edit_matrix(edit.u.double(), edit.m.double()).T
         got = capture((edited, mini[1]), prompts("miplo", templates="{}"), **step).sums[first]

@@ -199,8 +199,8 @@ def test_rows_equal_an_independent_computation_prompt_by_prompt(case, monkeypatc
 def edited(case):
     """The family's MODEL with an edit of its values per head, and the basis."""
     with torch.inference_mode():
-        basis = build(*case[3], retain_weight=0.3, structure="per head")
-        return apply(case[1], basis, where="values"), basis
+        basis = build(*case[3], keep_weight=0.3, structure="per head")
+        return apply(case[1], basis, weights="values"), basis
 
 
 def test_edited_values_are_e_times_what_they_were_and_h_is_e_times_h(case, edited):
@@ -269,14 +269,14 @@ def test_nothing_is_left_on_the_model_after_a_failure(case, monkeypatch):
     assert during[0] > before  # control
 
 
-def test_where_says_why_it_cannot_be_edited(case):
+def test_weights_says_why_it_cannot_be_edited(case):
     family, model, _, captures = case
     basis = build(*captures, structure="per head")
     if family in JOINT:
         refused = {"keys and values": "share one attention", "output": "share its attention's output"}
     else:
         refused = {} if family.startswith("PixArt") else {"keys and values": "a norm follows its keys"}
-    for where, words in refused.items():
+    for weights, words in refused.items():
         with pytest.raises(PureError, match=words):
-            apply(model, basis, where=where)
-    apply(model, basis, where="values")  # control
+            apply(model, basis, weights=weights)
+    apply(model, basis, weights="values")  # control

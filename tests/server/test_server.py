@@ -57,7 +57,7 @@ def test_what_only_experts_need_is_folded_away(server):
         "PURE_ConceptPrompts": ["templates"],
         "PURE_CaptureActivations": ["sampler_name", "scheduler", "batch_size"],
         "PURE_CaptureOrdinary": ["batch_size", "keep_file"],
-        "PURE_BuildBasis": ["forget_energy", "retain_energy", "max_rank", "ordinary_share"],
+        "PURE_BuildBasis": ["forget_energy", "keep_energy", "max_rank", "ordinary_share"],
         "PURE_ApplyProjection": ["iterations", "layers"],
     }
 
@@ -125,12 +125,12 @@ def test_the_one_node_does_what_the_steps_do_one_by_one(server):
         capture_retain={"recorded_steps": 4},
         build={
             "ordinary": ["ordinary", 0],
-            "retain_weight": 0.2,
-            "retain_energy": 0.5,
-            "centering": "retain mean",
+            "keep_weight": 0.2,
+            "keep_energy": 0.5,
+            "centering": "mean of keep",
             "structure": "per head",
         },
-        apply={"where": "values"},
+        apply={"weights": "values"},
         ordinary=ORDINARY,
     )
     one_by_one, at_once = picture(server, server.run(in_steps)), picture(server, server.run(erase()))
@@ -201,16 +201,16 @@ def from_the_cache(server, changed):
 @pytest.mark.parametrize(
     ("changes", "again"),
     [
-        ({"build": {"retain_weight": 2.5}}, {"build", "apply"}),
+        ({"build": {"keep_weight": 2.5}}, {"build", "apply"}),
         ({"build": {"structure": "per head"}}, {"build", "apply"}),
         ({"apply": {"strength": 0.45}}, {"apply"}),
-        ({"apply": {"where": "output"}}, {"apply"}),
+        ({"apply": {"weights": "output"}}, {"apply"}),
         (
             {"lists": {"keep": "zorbo\nbramby\ndorrit"}},
             {"lists", "capture_forget", "capture_retain", "build", "apply"},
         ),  # what has to be captured again is
     ],
-    ids=["weight", "structure", "strength", "where", "retained"],
+    ids=["weight", "structure", "strength", "weights", "retained"],
 )
 def test_what_did_not_change_is_not_computed_again(server, changes, again):
     server.run(graph())
@@ -224,8 +224,8 @@ def test_captures_are_merged_by_the_node(server):
         "inputs": {
             "forget": "miplo",
             "keep": "tarnik",
-            "preset": "object or character",
-            "include_empty_prompt": False,
+            "kind": "object or character",
+            "keep_empty_prompt": False,
             "templates": "{}",
         },
     }
@@ -237,11 +237,11 @@ def test_captures_are_merged_by_the_node(server):
         "class_type": "PURE_MergeActivations",
         "inputs": {"activations_a": ["capture_retain", 0], "activations_b": ["capture_more", 0]},
     }
-    outputs = server.run(graph(more=more, capture_more=capture, merge=merge, build={"retain": ["merge", 0]}))
+    outputs = server.run(graph(more=more, capture_more=capture, merge=merge, build={"keep": ["merge", 0]}))
     assert "keeps zorbo, bramby, the empty prompt, tarnik." in outputs["build"]["text"][0]
     with pytest.raises(ServerError, match="differ in steps"):
         capture["inputs"]["steps"] = 5
-        server.run(graph(more=more, capture_more=capture, merge=merge, build={"retain": ["merge", 0]}))
+        server.run(graph(more=more, capture_more=capture, merge=merge, build={"keep": ["merge", 0]}))
 
 
 def test_a_lora_before_and_after_the_edit_works(server, base, done):
@@ -343,20 +343,20 @@ def test_saved_files_are_listed_by_the_loaders_and_draw_the_edited_picture(serve
 
 BAD_WIDGETS = [  # changes, the widget, and what is said of it
     ({"lists": {"forget": " \n "}}, "forget", "The forget box is empty"),
-    ({"lists": {"preset": "nonsense"}}, "preset", "preset must be one of"),
+    ({"lists": {"kind": "nonsense"}}, "kind", "kind must be one of"),
     ({"lists": {"templates": "no place for it"}}, "templates", "needs {} exactly once"),
     ({"lists": {"keep": "Miplo\nzorbo"}}, "keep", "'miplo': in both lists"),
     ({"capture_forget": {"sampler_name": "euler_ancestral"}}, "sampler_name", "draws noise"),
     ({"capture_forget": {"scheduler": "nonsense"}}, "scheduler", "scheduler must be one of"),
     ({"capture_forget": {"recorded_steps": 9}}, "recorded_steps", "recorded_steps must be between 1 and steps (4)"),
     ({"capture_forget": {"cfg": float("nan")}}, "cfg", "cfg must be 0 or more"),
-    ({"build": {"retain": ["capture_forget", 0]}}, "retain", "is of prompts to forget"),
+    ({"build": {"keep": ["capture_forget", 0]}}, "retain", "is of prompts to forget"),
     ({"build": {"rule": "nonsense"}}, "rule", "rule must be one of"),
     ({"build": {"centering": "nonsense"}}, "centering", "centering must be one of"),
     ({"build": {"structure": "nonsense"}}, "structure", "structure must be one of"),
     ({"build": {"rule": "energy", "forget_energy": float("nan")}}, "forget_energy", "forget_energy must be between"),
     ({"apply": {"strength": float("nan")}}, "strength", "strength must be"),
-    ({"apply": {"where": "nonsense"}}, "where", "where must be one of"),
+    ({"apply": {"weights": "nonsense"}}, "weights", "weights must be one of"),
     ({"apply": {"layers": "nonsense"}}, "layers", "layers must be one of"),
 ]
 
@@ -395,7 +395,7 @@ def test_an_energy_basis_that_holds_every_forget_direction_is_refused(server):
         "lists": {"forget": "(zorbo:1.0)", "keep": "zorbo", "templates": "{}\na picture of {}"},
     }  # the same tokens in other letters
     with pytest.raises(ServerError, match="would change nothing"):
-        server.run(graph(**changes, build={"rule": "energy", "forget_energy": 1.0, "retain_energy": 1.0}))
+        server.run(graph(**changes, build={"rule": "energy", "forget_energy": 1.0, "keep_energy": 1.0}))
 
 
 def other_models(base):

@@ -118,7 +118,7 @@ def test_a_graph_keeps_every_value_over_a_reload(site):
             node["widgets_values"] = [0.35, "keys and values", 3, "middle"]
     ui.load(changed, "kept")
     before = ui.prompt()
-    assert before["7"]["inputs"]["retain_weight"] == 12.3
+    assert before["7"]["inputs"]["keep_weight"] == 12.3
     assert before["8"]["inputs"]["layers"] == "middle"
     ui.page.wait_for_timeout(1500)  # the frontend keeps a draft
     ui.reload()

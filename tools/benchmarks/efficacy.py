@@ -282,15 +282,15 @@ def ablations(pool: Pool, pure: Pure) -> str:
         )
 
     rows: dict[str, tuple] = {"the nodes' defaults": (({}, {}, {}), {})}
-    rows |= {f"retain weight {w:g}": (({}, {"retain_weight": w}, {}), {}) for w in (0.02, 0.1, 0.4, 1.0, 10.0)}
+    rows |= {f"keep_weight {w:g}": (({}, {"keep_weight": w}, {}), {}) for w in (0.02, 0.1, 0.4, 1.0, 10.0)}
     rows |= {f"ordinary share {s}": (({}, {"ordinary_share": s}, {}), {}) for s in (0.25, 0.75)}
     rows |= {f"{n} ordinary captions": (({}, {"ordinary": {"count": n}}, {}), {}) for n in (32, 64, 256)}
     rows["ordinary captions of shapes alone"] = (({}, {"ordinary": {"creatures": 0.0}}, {}), {})
     rows["other ordinary captions"] = (({}, {"ordinary": {"seed": 1}}, {}), {})
-    rows |= {f"no ordinary pictures, weight {w}": (({}, {**ALONE, "retain_weight": w}, {}), {}) for w in (0.2, 3.0)}
+    rows |= {f"no ordinary pictures, weight {w}": (({}, {**ALONE, "keep_weight": w}, {}), {}) for w in (0.2, 3.0)}
     rows["no ordinary pictures, weight 3, whole layers"] = (({}, {**ALONE, "structure": "whole layer"}, {}), {})
     rows |= {f"at most {k} directions": (({}, {"max_rank": k}, {}), {}) for k in (1, 2, 4)}
-    rows |= {f"where: {w}": (({}, {}, {"where": w}), {}) for w in ("keys and values", "output")}
+    rows |= {f"weights: {w}": (({}, {}, {"weights": w}), {}) for w in ("keys and values", "output")}
     rows |= {f"layers: {p}": (({}, {}, {"layers": p}), {}) for p in ("down", "middle", "up")}
     rows |= {f"strength {s}": (({}, {}, {"strength": s}), {}) for s in (0.5, 0.75)}
     rows["whole layers"] = (({}, {"structure": "whole layer"}, {}), {})
@@ -301,14 +301,14 @@ def ablations(pool: Pool, pure: Pure) -> str:
     rows["retained neighbours described too"] = (({"described": 1}, {}, {}), {})
     rows["no empty prompt in the retain set"] = (({"empty": False}, {}, {}), {})
     rows["one phrasing instead of six"] = (({"templates": "a picture of {}"}, {}, {}), {})
-    rows["2 latents"] = ((*contrast, {}), {"latents": 2})
+    rows["2 seeds"] = ((*contrast, {}), {"seeds": 2})
     rows["4 steps, all recorded"] = ((*contrast, {}), {"steps": 4, "recorded_steps": 4})
     rows |= {f"first {r} of 10 steps": ((*contrast, {}), {"recorded_steps": r}) for r in (2, 5)}
     rows["a row per position, not their mean"] = (({}, {"positions": True}, {}), {})
     rows["cfg 4 while recording"] = ((*contrast, {}), {"cfg": 4.0})
     rows |= {
         f"paper's rule: energies {f}/{r}, {n} times": (
-            paper(None, {"forget_energy": f, "retain_energy": r}, {"iterations": n}),
+            paper(None, {"forget_energy": f, "keep_energy": r}, {"iterations": n}),
             {},
         )
         for f, r, n in (
@@ -321,8 +321,8 @@ def ablations(pool: Pool, pure: Pure) -> str:
             (0.9999, 0.9, 4),
         )
     }
-    rows["paper's rule: values"] = (paper(None, None, {"where": "values"}), {})
-    rows["paper's rule: centring retain mean"] = (paper(None, {"centering": "retain mean"}), {})
+    rows["paper's rule: values"] = (paper(None, None, {"weights": "values"}), {})
+    rows["paper's rule: centring"] = (paper(None, {"centering": "mean of keep"}), {})
     rows["paper's rule: per head"] = (paper(None, {"structure": "per head"}), {})
     rows["paper's rule: name alone"] = (paper({"descriptions": 0}), {})
     targets = ("zorbo", "miplo", "quistle")  # one with a colour of its own, two without

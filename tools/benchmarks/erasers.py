@@ -24,7 +24,7 @@ from pure_pack.nodes.measure import MeasureLeakage
 from pure_pack.nodes.ordinary import CaptureOrdinary
 from pure_pack.pure_core.kinds import settings_of  # noqa: F401  (for methods.py, which must not load the pack)
 from pure_pack.pure_core.moments import MomentsFitter
-from pure_pack.pure_core.prompts import PRESETS, Prompts, anchor_prompts
+from pure_pack.pure_core.prompts import PHRASINGS, Prompts, anchor_prompts
 
 from mini_sd import ordinary, studio
 from mini_sd.world import ARTISTS, CHARACTERS, COLORS, EYES, MARKS, NOUNS, SHAPES, STYLES, TOPPERS, Creature
@@ -80,7 +80,7 @@ class Anchors:
 
     def prompts(self, role: str) -> Prompts:
         """The prompts that the node makes of them, to forget or to retain."""
-        inputs = {"include_empty_prompt": role == "retain", **dict(self.inputs)}
+        inputs = {"keep_empty_prompt": role == "retain", **dict(self.inputs)}
         return anchor_prompts(self.lines, role, **inputs)
 
 
@@ -93,7 +93,7 @@ class Plan:
 
 
 EMPTY = Anchors("")
-BARE = (("include_empty_prompt", False),)
+BARE = (("keep_empty_prompt", False),)
 
 
 def character_plan(
@@ -128,9 +128,9 @@ def style_plan(style: str, descriptions: int = 2, plain: bool = True) -> Plan:
 
     Retain the other artists, the characters, plain things and the empty prompt.
     """
-    artistic = (("preset", "artistic style"),)
+    artistic = (("kind", "artistic style"),)
     described = tuple(Anchors(line, (("templates", IN_STYLE),)) for line in STYLES[style][:descriptions])
-    forms = (("templates", "\n".join(PRESETS["artistic style"])),)  # to keep, that preset takes whole prompts
+    forms = (("templates", "\n".join(PHRASINGS["artistic style"])),)  # to keep, that kind takes whole prompts
     artists = tuple(Anchors(ARTISTS[s], BARE + forms) for s in ARTISTS if s != style)
     return Plan(
         (Anchors(ARTISTS[style], artistic), *described),
@@ -229,7 +229,7 @@ class Eraser:
         return run(
             BuildBasis,
             forget=self.merged(plan.forget, "forget", positions),
-            retain=self.merged(plan.retain, "retain", positions),
+            keep=self.merged(plan.retain, "retain", positions),
             ordinary=None if ordinary is None else self.ordinary(**ordinary),
             **build,
         )[0]
@@ -254,7 +254,7 @@ class Eraser:
                 edited=model,
                 clip=self.clip,
                 concept_probes=probes([target, *descriptions], "forget"),
-                retain_probes=probes([c for c in CHARACTERS if c != target][:retained], "retain"),
+                keep_probes=probes([c for c in CHARACTERS if c != target][:retained], "retain"),
                 steps=5,
                 seed=77,
                 width=64,

@@ -95,7 +95,7 @@ def measure(family: str) -> list:
         started = time.monotonic()
         forget, retain = capture("one", "forget"), capture("two", "retain")
         captured = time.monotonic()
-        basis = run(BuildBasis, forget=forget, retain=retain)[0]
+        basis = run(BuildBasis, forget=forget, keep=retain)[0]
         edited = run(ApplyProjection, model=model, basis=basis)[0]
         applied = time.monotonic()
         looked_at = layers[:: max(1, len(layers) // 8)]

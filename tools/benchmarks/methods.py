@@ -11,12 +11,12 @@ from mini_sd.world import CHARACTERS
 DESCRIPTIONS = 4
 # What was tried for each eraser on the choose set, about as many as PURE's eight; the first is its published (PURE: the
 # nodes') default.
-ALONE = {"ordinary": None, "retain_weight": 3.0}  # neighbours alone are kept
+ALONE = {"ordinary": None, "keep_weight": 3.0}  # neighbours alone are kept
 PURE_TRIED = {  # label: (plan, build, apply)
     "defaults": ({}, {}, {}),
-    "keys and values": ({}, {}, {"where": "keys and values"}),
-    "retain weight .1": ({}, {"retain_weight": 0.1}, {}),
-    "retain weight .4": ({}, {"retain_weight": 0.4}, {}),
+    "keys and values": ({}, {}, {"weights": "keys and values"}),
+    "keep_weight .1": ({}, {"keep_weight": 0.1}, {}),
+    "keep_weight .4": ({}, {"keep_weight": 0.4}, {}),
     "ordinary share .25": ({}, {"ordinary_share": 0.25}, {}),
     "no ordinary pictures, weight 3": ({}, ALONE, {}),
     "no ordinary pictures, weight 3, whole layers": ({}, {**ALONE, "structure": "whole layer"}, {}),
@@ -32,9 +32,9 @@ PAPER_TRIED = {
             "structure": "whole layer",
             "ordinary": None,
             "forget_energy": f,
-            "retain_energy": r,
+            "keep_energy": r,
         },
-        {"where": "keys and values", "iterations": n},
+        {"weights": "keys and values", "iterations": n},
     )
     for d in (1, DESCRIPTIONS)
     for f, r, n in ((0.95, 0.95, 1), (0.9999, 0.5, 1), (0.9999, 0.7, 1), (0.9999, 0.9, 4))
@@ -42,15 +42,15 @@ PAPER_TRIED = {
 PAPER = "0.9999/0.5, 1 times, 1 descriptions"
 PURE_STYLES_TRIED = {  # for artists; their plan has no name without its descriptions' phrasings to vary
     "defaults": ({}, {}, {}),
-    "values, weight 2": ({}, {"retain_weight": 2.0}, {"where": "values"}),
-    "values, weight .2": ({}, {"retain_weight": 0.2}, {"where": "values"}),
-    "weight 3": ({}, {"retain_weight": 3.0}, {}),
-    "weight 20": ({}, {"retain_weight": 20.0}, {}),
+    "values, weight 2": ({}, {"keep_weight": 2.0}, {"weights": "values"}),
+    "values, weight .2": ({}, {"keep_weight": 0.2}, {"weights": "values"}),
+    "weight 3": ({}, {"keep_weight": 3.0}, {}),
+    "weight 20": ({}, {"keep_weight": 20.0}, {}),
     "no ordinary pictures": ({}, {"ordinary": None}, {}),
     "no ordinary pictures, weight 3, whole layers, values": (
         {},
         {**ALONE, "structure": "whole layer"},
-        {"where": "values"},
+        {"weights": "values"},
     ),
     "no plain things retained": ({"plain": False}, {}, {}),
 }
@@ -187,7 +187,7 @@ class Pure:
             if target in CHARACTERS
             else ("artistic style", self.nodes.style_plan)
         )
-        own, where = self.nodes.settings_of(kind, 0.5)
-        build, apply = {"retain_weight": own.retain_weight, **build}, {"where": where, **apply}
+        own, weights = self.nodes.settings_of(kind, 0.5)
+        build, apply = {"keep_weight": own.keep_weight, **build}, {"weights": weights, **apply}
         with torch.inference_mode():
             return self.nodes.narrow(self.eraser(**capture).erase(make(target, **plan), apply, **build)), ""

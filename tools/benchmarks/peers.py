@@ -89,10 +89,10 @@ def energy_projector(rows: Tensor, energy: float) -> Tensor:
     return v.T @ v
 
 
-def text_basis_edit(forget: Tensor, retain: Tensor, forget_energy: float, retain_energy: float) -> Tensor:
+def text_basis_edit(forget: Tensor, retain: Tensor, forget_energy: float, keep_energy: float) -> Tensor:
     """PURE's E of embedding rows instead of activations."""
     eye = torch.eye(forget.shape[1], dtype=forget.dtype)
-    return eye - energy_projector(forget, forget_energy) @ (eye - energy_projector(retain, retain_energy))
+    return eye - energy_projector(forget, forget_energy) @ (eye - energy_projector(retain, keep_energy))
 
 
 def span_projector(rows: Tensor) -> Tensor:

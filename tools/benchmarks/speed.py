@@ -88,7 +88,7 @@ def sampling(kind: str) -> dict:
         capturing = meters.interleaved(bare, capture, pairs)
         memory = [meters.peak(f)[1] for f in (bare, capture, bare, capture)]
         forget, retain = capture(), capture(lines("retain"))
-        edited = run(ApplyProjection, model=model, basis=run(BuildBasis, forget=forget, retain=retain)[0])[0]
+        edited = run(ApplyProjection, model=model, basis=run(BuildBasis, forget=forget, keep=retain)[0])[0]
         drawn = meters.interleaved(
             bare, lambda: bare(edited), pairs, lambda which: management.load_models_gpu([(model, edited)[which]])
         )  # putting patches on is not sampling
@@ -399,7 +399,7 @@ def growth(_: str) -> dict:
         {
             "prompts": ([8, 16, 24, 32, 48], lambda v: capture(v)),
             "steps": ([1, 2, 4, 6, 8, 10], lambda v: capture(4, recorded_steps=v)),
-            "latents": ([1, 2, 3, 4, 6], lambda v: capture(4, latents=v)),
+            "seeds": ([1, 2, 3, 4, 6], lambda v: capture(4, seeds=v)),
         },
     )
     with torch.inference_mode():

@@ -32,7 +32,7 @@ with torch.inference_mode():
     eraser = Eraser(steps=2, recorded_steps=1)
     plan = character_plan("miplo", descriptions=0, neighbours=2, templates="{{}}")
     forget, retain = eraser.merged(plan.forget, "forget"), eraser.merged(plan.retain, "retain")
-    basis = run(BuildBasis, forget=forget, retain=retain)[0]
+    basis = run(BuildBasis, forget=forget, keep=retain)[0]
     edited = run(ApplyProjection, model=eraser.model, basis=basis)[0]
     print("READY", flush=True)
     sys.stdin.readline()
@@ -189,11 +189,11 @@ def graphs(count: int) -> dict[str, int]:
                 graph[i]["inputs"] |= {"steps": steps, "recorded_steps": rng.randrange(1, 7), "seed": rng.randrange(9)}
             graph[build]["inputs"] |= {
                 "rule": rng.choice(("contrast", "energy")),
-                "retain_weight": rng.choice((0.0, 0.3, 3.0, 1e6)),
+                "keep_weight": rng.choice((0.0, 0.3, 3.0, 1e6)),
                 "structure": rng.choice(("whole layer", "per head")),
-                "centering": rng.choice(("none", "retain mean")),
+                "centering": rng.choice(("none", "mean of keep")),
             }
-            graph[apply]["inputs"] |= {"where": rng.choice(("values", "keys and values", "output"))}
+            graph[apply]["inputs"] |= {"weights": rng.choice(("values", "keys and values", "output"))}
             prompt = server.queue(graph)
             if rng.random() < 0.33:
                 time.sleep(2 * rng.random())

@@ -30,7 +30,7 @@ from mini_sd.world import CHARACTERS
 BASE = HOME / "transformers"  # not among the models of the host that other tests list
 STEPS, CFG = 12, 4.0
 NAMES = {"sd3": "joint attention (SD 3 layout)", "wan": "cross-attention (Wan t2v layout)"}
-SETTINGS: dict[str, dict] = {"sd3": {"retain_weight": 0.1, "ordinary_share": 0.25}, "wan": {}}  # of PURE Erase Concept
+SETTINGS: dict[str, dict] = {"sd3": {"keep_weight": 0.1, "ordinary_share": 0.25}, "wan": {}}  # of PURE Erase Concept
 GROUPS = ["named", "name_free", "others", "styles", "shapes"]
 
 

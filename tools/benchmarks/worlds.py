@@ -28,7 +28,7 @@ CHOSEN_FROM = {  # label: (plan, build, apply)
     FORMER: ({}, {**ALONE, "structure": "whole layer"}, {}),
     "no ordinary pictures, weight 3": ({}, ALONE, {}),
     **{
-        f"weight {w}, share {s}": ({}, {"retain_weight": w, "ordinary_share": s}, {})
+        f"weight {w}, share {s}": ({}, {"keep_weight": w, "ordinary_share": s}, {})
         for w in (0.1, 0.4)
         for s in (0.25, 0.5)
     },
