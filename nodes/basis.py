@@ -48,6 +48,12 @@ class BuildBasis(io.ComfyNode):
                     ),
                     optional=True,
                 ),
+                sockets.wire(
+                    sockets.Activations,
+                    "replacement",
+                    "Capture of what to draw instead of the concept. Without one, it is only taken away.",
+                    optional=True,
+                ),
                 io.Combo.Input(
                     "rule",
                     options=list(RULE_NAMES),
@@ -169,13 +175,14 @@ class BuildBasis(io.ComfyNode):
         forget=None,
         keep=None,
         ordinary=None,
+        replacement=None,
     ) -> io.NodeOutput:
         sockets.connected(cls, forget=forget)
         settings = Settings(
             rule, forget_energy, keep_energy, keep_weight, centering, structure, max_rank, ordinary_share
         )
         progress = reporting.Progress(None, len(forget.moments))
-        basis, warnings = build_basis(forget, keep, settings, ordinary, progress.step)
+        basis, warnings = build_basis(forget, keep, settings, ordinary, replacement, progress.step)
         closest = closest_kept(forget, keep) if keep else []
         chart, text = basis_chart(basis), describe_basis(basis, warnings, closest)
         return io.NodeOutput(basis, chart, text, ui=reporting.report(text, warnings, chart, cls))

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..pure_core.kinds import KINDS, settings_of
 from ..pure_core.ordinary import STEPS
-from ..pure_core.prompts import make_prompts
+from ..pure_core.prompts import anchor_prompts, make_prompts, refuse_same
 from . import sockets
 from .host import expansion, reporting, sampling, sites
 
@@ -49,6 +49,14 @@ class EraseConcept(io.ComfyNode):
                     tooltip=(
                         "What must stay, one per line: six or more things that are most like it. Not the thing "
                         "itself. Ordinary pictures of all kinds are kept anyway."
+                    ),
+                ),
+                io.String.Input(
+                    "replace_with",
+                    default="",
+                    tooltip=(
+                        "What to draw instead, such as: a dog. Empty: the concept is only taken away, and the MODEL "
+                        "draws what is left of the prompt."
                     ),
                 ),
                 io.Combo.Input(
@@ -134,11 +142,26 @@ class EraseConcept(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, clip, forget, keep, kind, amount, size, steps, seed, batch_size, cfg, ordinary, vae=None
+        cls,
+        model,
+        clip,
+        forget,
+        keep,
+        replace_with,
+        kind,
+        amount,
+        size,
+        steps,
+        seed,
+        batch_size,
+        cfg,
+        ordinary,
+        vae=None,
     ) -> io.NodeOutput:
         found = sites.attention_sites(model)
         settings, weights = settings_of(kind, amount, found[0].family.joint, "keys" in found[0].weights)
         prompts, *_ = make_prompts(forget, keep, kind)  # says what is wrong with the lists before anything is sampled
+        refuse_same(prompts.texts, anchor_prompts(replace_with, "forget", kind).texts)
         sampling.encode_empty(model, clip, found)
         side = size or expansion.native_size(model, found)
         links = expansion.links_of(cls.hidden)
@@ -148,6 +171,7 @@ class EraseConcept(io.ComfyNode):
         erasure = expansion.Erasure(
             forget,
             keep if keep.strip() else "",
+            replace_with.strip(),
             kind,
             ordinary={
                 "language": KINDS[kind].language,

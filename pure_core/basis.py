@@ -59,7 +59,8 @@ class Edit:
     u, m: (d, r). v_f, v_r: orthonormal (d, r_F), (d, r_R) of the energy rule, empty (d, 0) for the contrast rule.
     spectrum_forget, spectrum_retain: singular values (energy rule), or ratios and nothing (contrast rule); of wide
     layers only as far as a little behind the cut. values: (r,), per direction of the edit sin^2 of its angle to the
-    retain space (energy rule) or its ratio (contrast rule).
+    retain space (energy rule) or its ratio (contrast rule). refill: (d, r) what is put along M where something else is
+    to be drawn, so that E = I - (U - refill) M^T; (d, 0) where nothing is.
     """
 
     u: Tensor
@@ -69,6 +70,12 @@ class Edit:
     spectrum_forget: Tensor
     spectrum_retain: Tensor
     values: Tensor
+    refill: Tensor
+
+    @property
+    def left(self) -> Tensor:
+        """(d, r) U of the whole edit."""
+        return self.u - self.refill if self.refill.shape[1] else self.u
 
     @property
     def rank(self) -> int:
@@ -81,7 +88,7 @@ class Edit:
 
 
 TENSORS = tuple(f.name for f in fields(Edit))  # the parts of an edit, as files name them
-MATRICES = ("u", "m", "v_f", "v_r")
+MATRICES = ("u", "m", "v_f", "v_r", "refill")
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,7 @@ class Recipe:
     """Everything needed to repeat the capture and the build: it names what was erased.
 
     ordinary, ordinary_capture: captions of ordinary pictures, and how they were sampled; empty where there were none.
+    replacement: what is drawn instead; empty where nothing is.
     """
 
     settings: Settings
@@ -112,6 +120,7 @@ class Recipe:
     retain: Anchors
     ordinary: Anchors = NOTHING
     ordinary_capture: tuple[CaptureSettings, ...] = ()
+    replacement: Anchors = NOTHING
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,15 @@ from safetensors.torch import save_file
 from .activations import ModelIdentity, SiteShape
 from .basis import MATRICES, TENSORS, ConceptBasis, Edit, Recipe, RuleName, Structure
 from .checked_file import MOST_SITES, check_file, read_head, reading, typed
+from .contrast import LONGEST
 from .errors import PureError
 from .rules import RULES
 from .whole_file import new_file
 
 FORMAT, VERSION = "pure-basis", 2
 ORTHONORMAL = 1e-5
+MAY_LACK = ("refill",)  # tensors that a file has only where they are not empty
+NEEDED = tuple(part for part in TENSORS if part not in MAY_LACK)
 RENAMED = {  # settings of files of version 1, as they are called today
     "retain_energy": "keep_energy",
     "retain_weight": "keep_weight",
@@ -47,6 +50,7 @@ def save_basis(basis: ConceptBasis, target: Path, embed_recipe: bool = True) -> 
         f"{name}.{part}": getattr(edit, part).contiguous().clone()
         for name, edit in basis.sites.items()
         for part in TENSORS
+        if part not in MAY_LACK or getattr(edit, part).numel()
     }
     with new_file(target) as file:
         save_file(tensors, file.part, metadata={"pure": json.dumps(head)})
@@ -68,11 +72,14 @@ def load_basis(source: Path, step: Callable[[], None] = lambda: None) -> Concept
             structure = typed(Structure, head["structure"])
             model, recipe = typed(ModelIdentity, head["model"]), head.get("recipe")
             recipe = None if recipe is None else typed(Recipe, recipe)
-            if {f"{name}.{part}" for name in shapes for part in TENSORS} != set(file.keys()):
+            keys = set(file.keys())
+            needed, may_be = ({f"{name}.{part}" for name in shapes for part in parts} for parts in (NEEDED, TENSORS))
+            if not needed <= keys <= may_be:
                 raise PureError(f"{source.name} does not hold the layers that it lists: it is damaged. Save it again.")
             sites = {}
             for name, shape in list(shapes.items()):
-                edit = Edit(*(file.get_tensor(f"{name}.{part}") for part in TENSORS))
+                found = {part: file.get_tensor(f"{name}.{part}") for part in TENSORS if f"{name}.{part}" in keys}
+                edit = Edit(**dict.fromkeys(MAY_LACK, torch.zeros(*found["u"].shape[:1], 0)) | found)
                 edit = upgrade_edit(edit, rule) if head["version"] == 1 else edit
                 fault = edit_fault(edit, shape) or structure_fault(edit, shape, structure) or RULES[rule].fault(edit)
                 if fault:
@@ -127,6 +134,10 @@ def edit_fault(edit: Edit, shape: SiteShape) -> str | None:
     wanted = ((edit.m.shape, (d, r)), (edit.values.shape, (r,)), (edit.v_f.shape[:1], (d,)), (edit.v_r.shape[:1], (d,)))
     if any(tuple(found) != expected for found, expected in wanted) or r > d or shape.width not in (0, d):
         return "shapes do not fit together"
+    if tuple(edit.refill.shape) not in {(d, 0), (d, r)}:
+        return "what is drawn instead does not fit"
+    if not (edit.refill.double().norm(dim=0) <= LONGEST).all():
+        return "what is drawn instead is larger than any row"
     if shape.heads < 1 or d % shape.heads or shape.context < 1:
         return "heads do not fit its width"
     for part in ("v_f", "v_r"):
@@ -142,5 +153,5 @@ def structure_fault(edit: Edit, shape: SiteShape, structure: str) -> str | None:
     """What is wrong with the structure: an edit per head must not mix heads."""
     if structure != "per head" or not edit.rank:
         return None
-    used = [(t.view(shape.heads, -1, edit.rank) != 0).any(1) for t in (edit.u, edit.m)]  # (heads, r)
+    used = [(t.reshape(shape.heads, -1, edit.rank) != 0).any(1) for t in (edit.left, edit.m)]  # (heads, r)
     return "an edit per head mixes heads" if bool(((used[0] | used[1]).sum(0) > 1).any()) else None

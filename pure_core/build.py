@@ -13,7 +13,7 @@ from .errors import PureError
 from .moments import Moments, mixed
 from .neighbours import Neighbour, closest_kept, describe_closest
 from .projection import block_diagonal
-from .prompts import EMPTY, refuse_shared
+from .prompts import EMPTY, refuse_same, refuse_shared
 from .rules import RULES
 
 ALONE = 3.0  # keep_weight that measurement found where only neighbours are kept, and no ordinary pictures
@@ -25,19 +25,23 @@ def build_basis(
     retain: Activations | None,
     settings: Settings,
     ordinary: Activations | None = None,
+    replacement: Activations | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> tuple[ConceptBasis, list[str]]:
     """The joint basis of all forget concepts, and warnings; `step` is called after each site.
 
     ordinary: a capture of ordinary pictures, which make up ordinary_share of what is kept (all of it without `retain`).
-    Raises PureError where it could not do what it says.
+    replacement: a capture of what is drawn instead, of either role. Raises PureError where it could not do what it
+    says.
     """
     check_pair(forget, retain)
     check_ordinary(forget, ordinary)
+    check_replacement(forget, replacement)
     sites = {}
     for name, moments in forget.moments.items():
         kept = kept_moments(name, retain, ordinary, settings.ordinary_share)
-        sites[name] = build_site(moments, kept, forget.shapes[name].heads, settings)
+        goal = mean_row(replacement, name) if replacement else None
+        sites[name] = build_site(moments, kept, forget.shapes[name].heads, settings, goal)
         step()
     recipe = Recipe(
         settings,
@@ -46,6 +50,7 @@ def build_basis(
         retain.anchors if retain else Anchors(),
         ordinary.anchors if ordinary else Anchors(),
         (ordinary.settings,) if ordinary else (),
+        replacement.anchors if replacement else Anchors(),
     )
     basis = ConceptBasis(sites, forget.shapes, settings.rule, settings.structure, forget.model, recipe)
     return basis, [*pair_warnings(forget, retain, settings, ordinary), *find_faults(basis)]
@@ -83,6 +88,22 @@ def check_ordinary(forget: Activations, ordinary: Activations | None) -> None:
     check_same_model(forget, ordinary, "the forget capture", "the capture of ordinary pictures")
 
 
+def check_replacement(forget: Activations, replacement: Activations | None) -> None:
+    """Refuses a capture of what is drawn instead that is of another MODEL, of nothing, or of what is to go."""
+    if replacement is None:
+        return
+    check_same_model(forget, replacement, "the forget capture", "the capture of the replacement")
+    if all(concept == EMPTY for concept in replacement.anchors.concepts):
+        raise PureError("The capture at replacement is of the empty prompt alone. Write what to draw instead.")
+    refuse_same(forget.anchors.prompts, replacement.anchors.prompts)
+
+
+def mean_row(capture: Activations, name: str) -> torch.Tensor:
+    """(d,) mean row of a site over all of a capture but the empty prompt."""
+    named = [i for i, concept in enumerate(capture.anchors.concepts) if concept != EMPTY]
+    return capture.sums[name][named].sum(0) / sum(capture.rows[i] for i in named)
+
+
 def pair_warnings(
     forget: Activations, retain: Activations | None, settings: Settings, ordinary: Activations | None = None
 ) -> list[str]:
@@ -117,12 +138,22 @@ def pair_warnings(
     return [*found, *describe_closest(closest_kept(forget, retain), kept)]
 
 
-def build_site(forget: Moments, retain: Moments | None, heads: int, settings: Settings) -> Edit:
-    """The edit of one site, float32; a site or head whose forget rows have no energy gets rank 0."""
+def build_site(
+    forget: Moments, retain: Moments | None, heads: int, settings: Settings, goal: torch.Tensor | None = None
+) -> Edit:
+    """The edit of one site, float32; a site or head whose forget rows have no energy gets rank 0. goal: (d,)."""
     parts = heads if settings.structure == "per head" else 1
     size = forget.width // parts
     spans = [(i * size, (i + 1) * size) for i in range(parts)]
-    blocks = [build_block(forget.columns(*s), retain.columns(*s) if retain else None, settings) for s in spans]
+    blocks = [
+        build_block(
+            forget.columns(*s),
+            retain.columns(*s) if retain else None,
+            settings,
+            None if goal is None else goal[slice(*s)],
+        )
+        for s in spans
+    ]
     joined = {name: block_diagonal([getattr(b, name) for b in blocks]) for name in MATRICES}
     joined["values"] = torch.cat([b.values for b in blocks])
     for name in ("spectrum_forget", "spectrum_retain"):  # per head: of all heads together
@@ -134,11 +165,11 @@ def build_site(forget: Moments, retain: Moments | None, heads: int, settings: Se
     return edit
 
 
-def build_block(forget: Moments, retain: Moments | None, settings: Settings) -> Edit:
+def build_block(forget: Moments, retain: Moments | None, settings: Settings, goal: torch.Tensor | None = None) -> Edit:
     """The edit of one block of channels by the chosen rule, in float64."""
     centred = settings.centering == "mean of keep" and retain is not None and forget.energy > 0
     mean = retain.mean if centred and retain is not None else None
-    return RULES[settings.rule].edit(forget if mean is None else forget.minus(mean), retain, mean, settings)
+    return RULES[settings.rule].edit(forget if mean is None else forget.minus(mean), retain, mean, settings, goal)
 
 
 def find_faults(basis: ConceptBasis) -> list[str]:
@@ -178,10 +209,12 @@ def describe_basis(basis: ConceptBasis, warnings: list[str], closest: list[Neigh
     kept = ", ".join(recipe.retain.concepts) if recipe else ""
     captions = len(recipe.ordinary.prompts) if recipe else 0
     ordinary = f", and {captions} ordinary pictures" if captions else ""
+    drawn = shortened([c for c in recipe.replacement.concepts if c != EMPTY]) if recipe else ""
+    instead = f" Draws {drawn} instead." if drawn else ""
     lines = [
         *(f"Warning: {w}" for w in warnings),
         found_sentence(basis, closest or []),
-        f"Erases {basis.concepts}; keeps {kept or 'nothing in particular'}{ordinary}.",
+        f"Erases {basis.concepts}; keeps {kept or 'nothing in particular'}{ordinary}.{instead}",
     ]
     lines += [f"Closest to {p.forgotten}: {p.kept} (likeness {p.likeness:.2f} of 1)." for p in closest or []]
     if recipe:

@@ -27,19 +27,40 @@ FOLLOWS = 1e-5  # what a stored M^T U may differ by from what its ratios give
 LONGEST = 3e3  # columns of U: (d / RIDGE)^1/2 bounds how oblique B can make them, 800 at d = 1280
 
 
-def edit(forget: Moments, retain: Moments | None, mean: Tensor | None, settings: Settings) -> Edit:
-    """The edit of one block of channels. B keeps the retain mean also where the forget rows are centred by it."""
+def edit(
+    forget: Moments, retain: Moments | None, mean: Tensor | None, settings: Settings, goal: Tensor | None = None
+) -> Edit:
+    """The edit of one block of channels. B keeps the retain mean also where the forget rows are centred by it.
+
+    goal: (d,) row that forget rows are sent to instead of to that mean.
+    """
     empty = torch.zeros(forget.width, 0, dtype=torch.float64)
     ratios, x, bx = contrast_directions(forget, retain, settings.keep_weight, settings.max_rank)
     values = ratios[: x.shape[1]]
     length = x.norm(dim=0)  # M gets unit columns: float32 then holds both factors, and a file can be told from one in
     u, m = bx * (removed_share(values, settings.keep_weight) * length), x / length  # which they are swapped
-    return Edit(u, m, empty, empty, ratios, empty[0], values)
+    r = empty
+    if goal is not None:
+        away = goal if mean is None else goal - mean
+        r = torch.outer(away, length * refill_share(values, settings.keep_weight, x.T @ forget.mean))
+    return Edit(u, m, empty, empty, ratios, empty[0], values, r)
 
 
 def removed_share(ratios: Tensor, weight: float) -> Tensor:
     """f = ratio / (ratio + weight): what goes along each direction, half of it where the ratio is the weight."""
     return ratios / (ratios + weight)
+
+
+def refill_share(ratios: Tensor, weight: float, mean: Tensor) -> Tensor:
+    """c = mean / (ratio + weight): how much of the way to a goal g each direction X of a row brings, (r,).
+
+    mean: X^T f, of the mean forget row f. The E that minimises mean |E h_F - g|^2 + weight mean |E h_R - h_R|^2 is
+
+        (weight B + g f^T) (A + weight B)^-1 = weight B (A + weight B)^-1 + g (X c)^T.
+
+    Not in the paper; UCE's guide concept (Gandikota et al., 2024) is the same idea for text embeddings.
+    """
+    return mean / (ratios + weight)
 
 
 def contrast_rank(ratios: Tensor, weight: float, max_rank: int = 0) -> int:

@@ -31,8 +31,15 @@ WEAK_SHARE = 0.1  # of the forget directions; a layer that removes less hardly m
 FOLLOWS = 1e-5  # what stored factors may differ by from those that their bases give
 
 
-def edit(forget: Moments, retain: Moments | None, mean: Tensor | None, settings: Settings) -> Edit:
-    """The edit of one block of channels. mean: the retain mean if rows are centred by it; it is kept whole."""
+def edit(
+    forget: Moments, retain: Moments | None, mean: Tensor | None, settings: Settings, goal: Tensor | None = None
+) -> Edit:
+    """The edit of one block of channels. mean: the retain mean if rows are centred by it; it is kept whole.
+
+    Raises PureError for a goal: this rule only takes away.
+    """
+    if goal is not None:
+        raise PureError("The rule energy cannot draw something else instead: disconnect replacement, or take contrast.")
     if retain is not None and mean is not None:
         retain = retain.minus(mean)
     empty = torch.zeros(forget.width, 0, dtype=torch.float64)
@@ -41,7 +48,7 @@ def edit(forget: Moments, retain: Moments | None, mean: Tensor | None, settings:
     if mean is not None:
         v_r = add_direction(v_r, mean)
     u, m = factors(v_f, v_r)
-    return Edit(u, m, v_f, v_r, s_f, s_r, m.square().sum(0))
+    return Edit(u, m, v_f, v_r, s_f, s_r, m.square().sum(0), empty)
 
 
 def factors(v_f: Tensor, v_r: Tensor) -> tuple[Tensor, Tensor]:

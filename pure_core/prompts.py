@@ -150,6 +150,14 @@ def refuse_shared(forget: Iterable[str], keep: Iterable[str]) -> None:
         raise PureError(f"{names}: in both lists, to forget and to keep. Remove it from one of them.")
 
 
+def refuse_same(forget: Iterable[str], instead: Iterable[str]) -> None:
+    """Raises PureError where what is to be drawn instead of a concept is the concept."""
+    known = {fold(text) for text in forget}
+    for text in instead:
+        if fold(text) in known:
+            raise PureError(f"{text!r} is to be erased and to be drawn instead. Write something else to draw instead.")
+
+
 def list_box(box: str, found: Lines, prompts: Prompts) -> list[str]:
     """The listing of one box: a line that counts, then every prompt."""
     count = len(found.lines)

@@ -19,7 +19,14 @@ class Rule(Protocol):
     VALUES: str
     CHART: ChartWords
 
-    def edit(self, forget: Moments, retain: Moments | None, mean: torch.Tensor | None, settings: Settings) -> Edit: ...
+    def edit(
+        self,
+        forget: Moments,
+        retain: Moments | None,
+        mean: torch.Tensor | None,
+        settings: Settings,
+        goal: torch.Tensor | None = None,
+    ) -> Edit: ...
 
     def bar(self, edit: Edit) -> float: ...
 

@@ -21,11 +21,12 @@ Link = list[Any]  # the host's [node id, output]
 class Erasure:
     """What is to be done: both lists and their kind, each node's settings, and pictures.
 
-    keep: may be empty. pictures: prompts to draw before and after; none where there is no VAE.
+    keep, replace_with: may be empty. pictures: prompts to draw before and after; none where there is no VAE.
     """
 
     forget: str
     keep: str
+    replace_with: str
     kind: str
     ordinary: dict[str, Any]
     capture: dict[str, Any]
@@ -51,18 +52,22 @@ def native_size(model: Any, sites: list[AttentionSite]) -> int:
 def expand(erasure: Erasure, links: dict[str, Link]) -> tuple[dict[str, Any], dict[str, Link]]:
     """The graph, and where its results come from: model, basis, report, chart, pictures.
 
-    Each list has its own PURE Concept Prompts, so that a change of one leaves the other one's capture in the host's
-    cache; that both are fit for each other is checked before.
+    Each list has its own PURE Concept Prompts, so that a change of one leaves the others' captures in the host's
+    cache; that they are fit for each other is checked before.
     """
     graph = GraphBuilder()
     model, clip = links["model"], links["clip"]
-    common = {"keep_empty_prompt": True, "templates": ""}
-    elsewhere = "the list to forget is in another node"
-    forget = graph.node("PURE_ConceptPrompts", forget=erasure.forget, keep="", kind=erasure.kind, **common)
-    listed = {"forget": forget.out(0)}
+
+    def prompts_of(forget: str, keep: str, output: int) -> Link:
+        common = {"kind": erasure.kind, "keep_empty_prompt": True, "templates": ""}
+        node: Link = graph.node("PURE_ConceptPrompts", forget=forget, keep=keep, **common).out(output)
+        return node
+
+    listed = {"forget": prompts_of(erasure.forget, "", 0)}
     if erasure.keep:
-        keep = graph.node("PURE_ConceptPrompts", forget=elsewhere, keep=erasure.keep, kind=erasure.kind, **common)
-        listed["keep"] = keep.out(1)
+        listed["keep"] = prompts_of("the list to forget is in another node", erasure.keep, 1)
+    if erasure.replace_with:
+        listed["replacement"] = prompts_of(erasure.replace_with, "", 0)
     captures = {
         side: graph.node("PURE_CaptureActivations", model=model, clip=clip, prompts=prompts, **erasure.capture).out(0)
         for side, prompts in listed.items()

@@ -12,7 +12,7 @@ import torch
 from comfy.weight_adapter.base import WeightAdapterBase
 
 from ...pure_core.activations import ModelIdentity, identity_differences, site_difference, weights_distance
-from ...pure_core.basis import ConceptBasis, check_offered
+from ...pure_core.basis import ConceptBasis, Edit, check_offered
 from ...pure_core.errors import PureError
 from ...pure_core.projection import Side, check_strength, iterate, weight_delta
 from .identity import weights_identity
@@ -20,6 +20,7 @@ from .sites import ROOT, AttentionSite, Projection, attention_sites, family_name
 
 Weights = Literal["values", "keys and values", "output"]
 Place = Literal["all", "early", "middle", "late"]
+Factors = tuple[torch.Tensor, torch.Tensor]
 PROJECTIONS: dict[Weights, tuple[Projection, ...]] = {
     "values": ("values",),
     "keys and values": ("keys", "values"),
@@ -102,11 +103,11 @@ def apply_basis(
     made = asdict(basis.recipe) if basis.recipe else {}
     recipe = json.dumps({"rule": basis.rule, "structure": basis.structure, **made, **applied})
     before = {key: len(entries) for key, entries in model.patches.items()}
-    factors = {site.name: factors_of(basis, site, iterations) for site in chosen}
+    factors = {site.name: factors_of(basis.sites[site.name], iterations) for site in chosen}
     edits = {}
     for site, projection, slab in slabs:
         side: Side = "right" if projection == "output" else "left"
-        carried = Carried(*factors[site.name], side, recipe, before)
+        carried = Carried(*factors[site.name][projection != "keys"], side, recipe, before)
         edits[slab.patch_key] = ProjectionAdapter({slab.key}, carried)
     warnings = of_other_weights(basis.model, weights_identity(model, sites))
     if strength == 0:
@@ -139,11 +140,18 @@ def of_other_weights(captured: ModelIdentity, own: ModelIdentity) -> list[str]:
     return [f"{told} So far, nothing was tested: capture on this MODEL."]
 
 
-def factors_of(basis: ConceptBasis, site: AttentionSite, iterations: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """U, M of a site, float32, applied so many times."""
-    edit = basis.sites[site.name]
-    u, m = iterate(edit.u.double(), edit.m.double(), iterations)
-    return u.float().contiguous(), m.float().contiguous()
+def factors_of(edit: Edit, iterations: int) -> tuple[Factors, Factors]:
+    """U, M of a site's keys, and of what is rendered, float32, applied so many times.
+
+    They differ where something is drawn instead: keys say where, and only lose the concept.
+    """
+
+    def factors(left: torch.Tensor) -> Factors:
+        u, m = iterate(left.double(), edit.m.double(), iterations)
+        return u.float().contiguous(), m.float().contiguous()
+
+    taken = factors(edit.u)
+    return taken, factors(edit.left) if edit.refill.shape[1] else taken
 
 
 def place_of(site: AttentionSite) -> Place:

@@ -60,4 +60,5 @@ def captured(role, concepts, blocks, heads=HEADS, prompts=None, **changes):
 
 
 FORGET = captured("forget", ["zorbo"], [rows(True, 1), rows(True, 2)])
+INSTEAD = captured("forget", ["a dog"], [rows(False, 7) + 1.0, rows(False, 8) - 1.0])
 RETAIN = captured("retain", ["miplo", "fintolo"], [rows(False, 3, 200), rows(False, 4, 200)])

@@ -18,7 +18,7 @@ from pure_pack.pure_core.errors import PureError
 from safetensors import safe_open
 from torch.testing import assert_close
 
-from captures import FORGET, LAYERS, RETAIN, whole_layer
+from captures import FORGET, INSTEAD, LAYERS, RETAIN, whole_layer
 from hostile import bombs, mutate, rewrite
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -166,6 +166,27 @@ def test_an_edit_that_no_build_gives_is_refused(tmp_path, rule, change, words):
     rewrite(path, lambda t, h: change(t))
     with pytest.raises(PureError, match=words):
         load_basis(path)
+
+
+def test_what_is_drawn_instead_is_read_back_and_checked(tmp_path):
+    saved = build_basis(FORGET, RETAIN, whole_layer(), replacement=INSTEAD)[0]
+    path = save_basis(saved, tmp_path / "b.safetensors")
+    read = load_basis(path)
+    assert read.recipe.replacement.concepts == ("a dog",)
+    for name, edit in saved.sites.items():
+        assert torch.equal(read.sites[name].left, edit.left)
+        assert not torch.equal(edit.left, edit.u)
+    assert not any(part == "refill" for part, *_ in layout(save_basis(basis(), tmp_path / "c.safetensors"))[0])
+    for change, words in (
+        (lambda t, h: set_all(t, "refill", 1e9), "larger than any row"),
+        (lambda t, h: t.update({first(t, "refill"): t[first(t, "refill")][:, :1].clone()}), "does not fit"),
+        (lambda t, h: set_all(t, "refill", float("nan")), "not finite"),
+        (lambda t, h: h.update(structure="per head"), "mixes heads"),
+    ):
+        path = save_basis(saved, tmp_path / "d.safetensors")
+        rewrite(path, change)
+        with pytest.raises(PureError, match=words):
+            load_basis(path)
 
 
 def test_an_edit_per_head_that_mixes_heads_is_refused(tmp_path):

@@ -15,7 +15,7 @@ from pure_pack.pure_core.projection import edit_matrix
 from pure_pack.pure_core.prompts import EMPTY
 from torch.testing import assert_close
 
-from captures import CONCEPT, FORGET, HEADS, LAYERS, RETAIN, SHARED, D, captured, rows, whole_layer
+from captures import CONCEPT, FORGET, HEADS, INSTEAD, LAYERS, RETAIN, SHARED, D, captured, rows, whole_layer
 from spaces import orthonormal
 
 WORKING = [
@@ -324,6 +324,67 @@ def test_ordinary_pictures_alone_are_all_that_is_kept():
     assert_close(alone.sites[LAYERS[0]].u, as_list.sites[LAYERS[0]].u)
     assert not any("Nothing is listed to keep" in w for w in warnings)
     assert "2 ordinary pictures" in describe_basis(alone, warnings)
+
+
+@pytest.mark.parametrize("centering", ["mean of keep", "none"])
+@pytest.mark.parametrize("structure", ["whole layer", "per head"])
+def test_what_is_drawn_instead_is_where_the_forget_rows_go(structure, centering):
+    """Against (w B + g f^T) (A + w B)^-1 put together by hand, per block of channels, with every direction kept."""
+    weight = 1e-6  # no direction is negligible
+    settings = Settings(structure=structure, centering=centering, keep_weight=weight)
+    basis, _ = build_basis(FORGET, RETAIN, settings, replacement=INSTEAD)
+    parts = HEADS if structure == "per head" else 1
+    for i, name in enumerate(LAYERS):
+        kept, forget = rows(False, 3 + i, 200), rows(True, 1 + i)
+        mean = kept.mean(0) if centering == "mean of keep" else torch.zeros(D, dtype=torch.float64)
+        goal = INSTEAD.sums[name].sum(0) / 60 - mean
+        edit = basis.sites[name]
+        got = torch.eye(D, dtype=torch.float64) - edit.left.double() @ edit.m.double().T
+        for block in torch.arange(D).chunk(parts):
+            f, k, g = (forget - mean)[:, block], kept[:, block], goal[block]
+            a, b = f.T @ f / len(f), k.T @ k / len(k)
+            b += RIDGE * torch.trace(b) / len(block) * torch.eye(len(block), dtype=torch.float64)
+            exact = (weight * b + torch.outer(g, f.mean(0))) @ torch.linalg.inv(a + weight * b)
+            inside = got[block][:, block]
+            # control: without what is drawn instead it is another edit
+            taken = torch.eye(len(block)) - (edit.u.double() @ edit.m.double().T)[block][:, block]
+            span = f.T  # where the concept is, all that the directions are kept for
+            assert_close(inside @ span, exact @ span, rtol=0, atol=2e-3 * float((exact @ span).norm(dim=0).max()))
+            assert not torch.allclose(taken @ span, exact @ span, rtol=0, atol=0.1)
+        moved = (got @ (forget - mean).T).mean(1)
+        assert 0.5 < float(moved @ goal / goal.square().sum()) <= 1
+
+
+def test_what_is_drawn_instead_is_in_the_report_and_nothing_else_changes():
+    plain, _ = build_basis(FORGET, RETAIN, Settings(), ORDINARY)
+    other, warnings = build_basis(FORGET, RETAIN, Settings(), ORDINARY, INSTEAD)
+    for name in LAYERS:
+        assert torch.equal(plain.sites[name].u, other.sites[name].u)
+        assert torch.equal(plain.sites[name].left, plain.sites[name].u)
+        assert not torch.equal(other.sites[name].left, other.sites[name].u)
+    assert "Draws a dog instead." in describe_basis(other, warnings)
+    assert "instead" not in describe_basis(plain, warnings)
+
+
+def test_the_empty_prompt_is_not_drawn_instead():
+    """PURE Concept Prompts adds it to what it keeps."""
+    rows_of = [rows(False, 7), rows(False, 8)]
+    alone = captured("retain", ["a dog"], rows_of)
+    beside = captured("retain", ["a dog", EMPTY], [torch.cat([h, 5 + rows(False, 9)]) for h in rows_of])
+    a, b = (build_basis(FORGET, RETAIN, Settings(), ORDINARY, capture)[0] for capture in (alone, beside))
+    assert_close(a.sites[LAYERS[0]].left, b.sites[LAYERS[0]].left)
+    with pytest.raises(PureError, match="of the empty prompt alone"):
+        build_basis(FORGET, RETAIN, Settings(), ORDINARY, captured("retain", [EMPTY], rows_of))
+
+
+def test_what_cannot_be_drawn_instead_is_refused():
+    with pytest.raises(PureError, match="'zorbo' is to be erased and to be drawn instead"):
+        build_basis(FORGET, RETAIN, Settings(), ORDINARY, FORGET)
+    other = captured("forget", ["a dog"], [rows(False, 7), rows(False, 8)], weights="another")
+    with pytest.raises(PureError, match="capture of the replacement differ in the attention weights"):
+        build_basis(FORGET, RETAIN, Settings(), ORDINARY, other)
+    with pytest.raises(PureError, match="rule energy cannot draw something else instead"):
+        build_basis(FORGET, RETAIN, whole_layer("energy"), None, INSTEAD)
 
 
 def test_without_ordinary_pictures_a_low_weight_is_warned_of():

@@ -19,9 +19,9 @@ def test_what_breaks_a_saved_workflow_is_found():
     for change in (
         lambda n: n.pop("PURE_BuildBasis"),
         lambda n: n["PURE_BuildBasis"]["inputs"].reverse(),
-        lambda n: n["PURE_BuildBasis"]["inputs"][3].__setitem__(2, "energy"),
+        lambda n: n["PURE_BuildBasis"]["inputs"][4].__setitem__(2, "energy"),
         lambda n: n["PURE_ApplyProjection"]["outputs"].pop(),
-        lambda n: n["PURE_BuildBasis"]["inputs"][3][4].remove("energy"),
+        lambda n: n["PURE_BuildBasis"]["inputs"][4][4].remove("energy"),
         lambda n: n["PURE_BuildBasis"]["inputs"][1].__setitem__(3, False),
         lambda n: n["PURE_BuildBasis"]["inputs"].append(["more", "MODEL", None, False, None]),
     ):
@@ -30,7 +30,7 @@ def test_what_breaks_a_saved_workflow_is_found():
         assert len(node_api.breaks(old, new)) == 1
     grown = copy.deepcopy(old)
     grown["PURE_BuildBasis"]["inputs"] += [["more", "INT", 0, False, None], ["other", "MODEL", None, True, None]]
-    grown["PURE_BuildBasis"]["inputs"][3][4].append("a third rule")
+    grown["PURE_BuildBasis"]["inputs"][4][4].append("a third rule")
     assert node_api.breaks(old, grown) == []
 
 

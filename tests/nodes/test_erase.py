@@ -10,9 +10,9 @@ from pure_pack.pure_core.kinds import KINDS, settings_of, weight_of
 MODEL, CLIP, VAE = ["1", 0], ["1", 1], ["1", 2]
 
 
-def graph_of(links, pictures, keep="zorbo"):
+def graph_of(links, pictures, keep="zorbo", replace_with=""):
     parts = {"steps": 3}, {"rule": "contrast"}, {"strength": 1.0}, pictures, {}
-    erasure = expansion.Erasure("miplo", keep, "free text", {"captions": "a red circle"}, *parts)
+    erasure = expansion.Erasure("miplo", keep, replace_with, "free text", {"captions": "a red circle"}, *parts)
     return expansion.expand(erasure, links)
 
 
@@ -38,8 +38,17 @@ def test_ordinary_pictures_are_kept_beside_the_list_or_alone(keep):
     assert graph[ordinary]["inputs"]["captions"] == "a red circle"
     built = graph[outputs["basis"][0]]["inputs"]
     assert built["ordinary"] == [ordinary, 0]
-    assert ("retain" in built) == bool(keep)
+    assert ("keep" in built) == bool(keep)
+    assert "replacement" not in built
     assert kinds_of(graph).count("CaptureActivations") == 1 + bool(keep)
+
+
+def test_what_is_drawn_instead_has_a_capture_of_its_own():
+    graph, outputs = graph_of({"model": MODEL, "clip": CLIP}, "", replace_with="a dog")
+    capture, output = graph[outputs["basis"][0]]["inputs"]["replacement"]
+    prompts, role = graph[capture]["inputs"]["prompts"]
+    assert (output, role, graph[prompts]["inputs"]["forget"]) == (0, 0, "a dog")
+    assert kinds_of(graph).count("CaptureActivations") == 3
 
 
 def test_with_a_vae_it_draws_before_and_after():

@@ -70,6 +70,22 @@ def test_effective_weights_equal_the_definition(mini, bases, rule, structure, we
                         assert (got - original).norm() > 1e-3 * original.norm()  # control: it is an edit
 
 
+def test_values_and_output_draw_what_comes_instead_and_keys_only_lose_the_concept(mini):
+    forget, keep = capture(mini, prompts("miplo")), capture(mini, prompts("zorbo", "retain"))
+    basis = build(forget, keep, replacement=capture(mini, prompts("quistle")))
+    layer = attention_sites(mini[0])[3]
+    b = basis.sites[layer.name]
+    taken, whole = (edit_matrix(u.double(), b.m.double()) for u in (b.u, b.left))
+    assert (taken - whole).norm() > 0.01 * whole.norm()
+    for weights, edits in (("keys and values", {"keys": taken, "values": whole}), ("output", {"output": whole})):
+        edited = apply(mini[0], basis, weights=weights)
+        for projection, e in edits.items():
+            key = layer.key(projection)
+            original = effective_weight(mini[0], key).double()
+            want = original @ e if projection == "output" else e @ original
+            assert (effective_weight(edited, key).double() - want).norm() <= 1e-6 * want.norm()
+
+
 def test_right_multiplied_output_projects_the_activation_that_is_recorded(mini, bases):
     b = next(iter(bases["energy", "whole layer"].sites.values()))
     layer = attention_sites(mini[0])[0]
