@@ -92,7 +92,7 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     ("PURE_EraseConcept", 0): 64,  # its size and its seed, which is then 64
     ("PURE_EraseConcept", 4): 16,  # its batch_size (for SDXL: 2)
     ("PURE_EraseConcept", 2): 16,
-    ("PURE_EraseConcept", ""): "\n".join(ordinary.captions(ORDINARY)),
+    ("PURE_EraseConcept", "", -1): "\n".join(ordinary.captions(ORDINARY)),
     ("PURE_CaptureOrdinary", ""): "\n".join(ordinary.captions(ORDINARY)),
     ("PURE_CaptureOrdinary", 0): 64,  # its size
     ("PURE_CaptureOrdinary", 4): 16,
@@ -112,20 +112,24 @@ def names() -> list[str]:
 
 
 def substitute(workflow: dict, table: dict = SUBSTITUTIONS) -> dict:
-    """The same workflow with widget values replaced where the table names them whole, alone or with the node's type."""
+    """The same workflow with widget values replaced where the table names them whole.
+
+    Alone, with the node's type, or also with the place of the widget, from the last one, -1, backwards.
+    """
     out = json.loads(json.dumps(workflow))
     for node in out["nodes"]:
+        values = node.get("widgets_values", [])
         node["widgets_values"] = [
-            table.get(entry_of(node["type"], v, table), v) for v in node.get("widgets_values", [])
+            table.get(entry_of(node["type"], v, i - len(values), table), v) for i, v in enumerate(values)
         ]
     return out
 
 
-def entry_of(kind: str, value, table: dict = SUBSTITUTIONS):
-    """The table's key for a widget value of a node of that type; None for a value that stays."""
+def entry_of(kind: str, value, place: int, table: dict = SUBSTITUTIONS):
+    """The table's key for a widget value of a node of that type at that place; None for a value that stays."""
     if not isinstance(value, (str, int)) or isinstance(value, bool):
         return None
-    return next((key for key in ((kind, value), value) if key in table), None)
+    return next((key for key in ((kind, value, place), (kind, value), value) if key in table), None)
 
 
 def to_api(workflow: dict, object_info: dict) -> dict:

@@ -19,9 +19,10 @@ def test_the_examples_differ_from_what_ships_in_the_table_alone():
     for name in workflows.names():
         shipped, used = workflows.load(name), workflows.substitute(workflows.load(name))
         for a, b in zip(shipped["nodes"], used["nodes"], strict=True):
-            for before, after in zip(a["widgets_values"], b["widgets_values"], strict=True):
+            values = a["widgets_values"]
+            for i, (before, after) in enumerate(zip(values, b["widgets_values"], strict=True)):
                 if before != after:
-                    entry = workflows.entry_of(a["type"], before)
+                    entry = workflows.entry_of(a["type"], before, i - len(values))
                     assert workflows.SUBSTITUTIONS[entry] == after
                     replaced.add(entry)
             b["widgets_values"] = a["widgets_values"]

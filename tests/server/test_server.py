@@ -57,7 +57,7 @@ def test_what_only_experts_need_is_folded_away(server):
         "PURE_ConceptPrompts": ["templates"],
         "PURE_CaptureActivations": ["sampler_name", "scheduler", "batch_size"],
         "PURE_CaptureOrdinary": ["batch_size", "keep_file"],
-        "PURE_BuildBasis": ["forget_energy", "keep_energy", "max_rank", "ordinary_share"],
+        "PURE_BuildBasis": ["forget_energy", "keep_energy", "centering", "structure", "max_rank", "ordinary_share"],
         "PURE_ApplyProjection": ["iterations", "layers"],
     }
 
@@ -92,6 +92,7 @@ def erase(**changes):
         "clip": ["loader", 1],
         "forget": "miplo",
         "keep": "zorbo\nbramby",
+        "replace_with": "",
         "kind": "object or character",
         "amount": 0.5,
         "size": 64,
@@ -148,6 +149,9 @@ def test_another_amount_or_another_keep_list_captures_only_what_it_has_to(server
     assert again["sampler"] > 0, again
     _, kept = sampled(server, erase(seed=21, keep="zorbo\nbramby\ndorrit"))
     assert len({node for node in kept if node.startswith("erase.")}) == 2, kept  # the keep list's capture, the basis
+    outputs, replaced = sampled(server, erase(seed=21, keep="zorbo\nbramby\ndorrit", replace_with="quistle"))
+    assert len({node for node in replaced if node.startswith("erase.")}) == 2, replaced  # its capture, the basis
+    assert any("Draws quistle instead." in str(o) for o in outputs.values())
     _, all_new = sampled(server, erase(seed=22))
     assert len({node for node in all_new if node.startswith("erase.")}) == 3, all_new  # control
 
@@ -173,6 +177,7 @@ def test_with_a_vae_it_shows_before_and_after_with_two_seeds(server):
         ({"forget": "  "}, "The forget box is empty"),
         ({"keep": "zorbo\nMiplo"}, "'miplo': in both lists, to forget and to keep. Remove it from one of them."),
         ({"kind": "nonsense"}, "kind"),
+        ({"replace_with": "MIPLO "}, "is to be erased and to be drawn instead"),
     ],
 )
 def test_mistakes_in_the_one_node_are_said_before_anything_is_sampled(server, changes, words):
