@@ -72,6 +72,20 @@ def test_erased_kept_and_still_pictures(eraser):
         assert after[what].value >= before[what].value - 0.10, told
 
 
+def test_what_is_to_be_drawn_instead_is_drawn(eraser):
+    """Of a character that the defaults leave as none that there is."""
+    entries = judging.character_entries("zorbo", "test", 12, 0, 0, 0)
+
+    def drawn(**build):
+        seen = judging.see(narrow(eraser.erase(character_plan("zorbo"), **FEWER, **build)), entries, beside=False)
+        return [sum(e["after"]["character"] == name for e in seen) / len(seen) for name in ("zorbo", "pelluna")]
+
+    erased, instead = drawn(instead="pelluna")
+    assert erased <= 0.1
+    assert instead >= 0.5
+    assert drawn()[1] <= 0.1  # control
+
+
 def test_the_measure_ranks_edits_as_the_judge_does(eraser):
     """The small twin of docs/tables/leakage.md.
 

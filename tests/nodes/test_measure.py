@@ -96,7 +96,7 @@ def test_an_edit_of_the_output_is_seen_as_one_of_the_values(mini, concept_basis,
 
 def test_probes_in_each_others_place_are_refused(mini, edited):
     inputs = {"original": mini[0], "edited": edited, "clip": mini[1], **SIZE}
-    with pytest.raises(PureError, match="have to be prompts to forget"):
+    with pytest.raises(PureError, match="takes prompts to forget"):
         run(MeasureLeakage, concept_probes=prompts("zorbo", role="retain"), keep_probes=prompts(CONCEPT), **inputs)
 
 

@@ -69,7 +69,7 @@ def done(server):
 
 def test_reports_and_the_chart_reach_the_history(server, done):
     assert (
-        "Captured 1 prompts to forget x 1 latents x 2 steps: 2 rows in each of 7 attention layers"
+        "Captured 1 prompts to forget x 1 seeds x 2 steps: 2 rows in each of 7 attention layers"
         in done["capture_forget"]["text"][0]
     )
     assert "Erases miplo; keeps zorbo, bramby, the empty prompt." in done["build"]["text"][0]

@@ -224,19 +224,17 @@ class Eraser:
             self._captured[key] = run(CaptureOrdinary, **parts, **size)[0]
         return self._captured[key]
 
-    def basis(
-        self, plan: Plan, positions: bool = False, ordinary: dict | None = MINE, instead: Anchors | None = None, **build
-    ):
+    def basis(self, plan: Plan, positions: bool = False, ordinary: dict | None = MINE, instead: str = "", **build):
         """The basis of a plan, with the node's defaults where nothing is given.
 
-        ordinary: captions, None for none. instead: what is drawn instead.
+        ordinary: captions, None for none. instead: what is drawn instead, if anything.
         """
         return run(
             BuildBasis,
             forget=self.merged(plan.forget, "forget", positions),
             keep=self.merged(plan.retain, "retain", positions),
             ordinary=None if ordinary is None else self.ordinary(**ordinary),
-            replacement=instead and self.capture(instead, "forget"),
+            replacement=self.capture(Anchors(instead), "forget") if instead else None,
             **build,
         )[0]
 

@@ -32,6 +32,10 @@ CHOSEN_FROM = {  # label: (plan, build, apply)
         for w in (0.1, 0.4)
         for s in (0.25, 0.5)
     },
+    **{
+        f"'a picture' instead, weight {w}": ({}, {"instead": "a picture", "keep_weight": w}, {})
+        for w in (0.4, 1.0, 2.0)
+    },
     DEFAULTS: ({}, {}, {}),
 }
 TESTED = {
