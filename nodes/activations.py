@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..pure_core.activations import Activations, merge_activations
+from ..pure_core.activations import LISTED, Activations, merge_activations
 from ..pure_core.activations_file import load_activations, save_activations
 from ..pure_core.build import shortened
 from . import sockets
@@ -15,8 +15,7 @@ MORE = "cdefgh"  # further inputs of PURE Merge Activations
 
 def described(capture: Activations) -> str:
     """What a capture holds, in one sentence."""
-    role = "forget" if capture.role == "forget" else "keep"
-    what = f"{len(capture.anchors.prompts)} prompts to {role}: " if capture.anchors.prompts else ""
+    what = f"{len(capture.anchors.prompts)} prompts to {LISTED[capture.role]}: " if capture.anchors.prompts else ""
     concepts = shortened(capture.anchors.concepts, 3)
     return f"{what}{concepts}; {capture.count} rows in each of {len(capture.moments)} attention layers."
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..pure_core.activations import LISTED
 from ..pure_core.build import shortened
 from . import sockets
 from .host import recording, reporting, sampling
@@ -150,8 +151,7 @@ class CaptureActivations(io.ComfyNode):
             steps, recorded_steps, seeds, seed, cfg, width, height, sampler_name, scheduler, batch_size
         )
         cost = f"{trajectory.evaluations(len(prompts.pairs))} evaluations of the MODEL"
-        role = "forget" if prompts.role == "forget" else "keep"
-        what = f"{len(prompts.pairs)} prompts to {role} x {seeds} seeds x {recorded_steps} steps"
+        what = f"{len(prompts.pairs)} prompts to {LISTED[prompts.role]} x {seeds} seeds x {recorded_steps} steps"
         reporting.show(f"Capturing {what}: {cost}\n{shortened(prompts.concepts, 3)}", cls.hidden.unique_id)
         activations = recording.capture(model, clip, prompts, trajectory)
         report = (

@@ -91,7 +91,7 @@ class CaptureOrdinary(io.ComfyNode):
         trajectory = sampling.Trajectory(
             steps=steps,
             recorded_steps=steps,
-            latents=1,
+            seeds=1,
             seed=0,
             cfg=1.0,
             width=side,

@@ -12,6 +12,7 @@ from .errors import PureError
 from .moments import Moments, merge
 
 Role = Literal["forget", "retain"]
+LISTED: dict[Role, str] = {"forget": "forget", "retain": "keep"}  # what a person calls the list that a role is of
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class CaptureSettings:
 
     steps: int
     recorded_steps: int
-    latents: int
+    seeds: int
     seed: int
     cfg: float
     width: int
@@ -166,7 +167,9 @@ def merge_activations(
             "both with the same settings."
         )
     if a.role != b.role:
-        raise PureError(f"{name_a} is to {a.role} and {name_b} to {b.role}: merge captures of one kind only.")
+        raise PureError(
+            f"{name_a} is to {LISTED[a.role]} and {name_b} to {LISTED[b.role]}: merge captures of one kind only."
+        )
     concepts = tuple(dict.fromkeys((*a.anchors.concepts, *b.anchors.concepts)))
     rows = [0] * len(concepts)
     sums = {n: torch.zeros(len(concepts), m.width, dtype=torch.float64) for n, m in a.moments.items()}

@@ -105,7 +105,8 @@ def upgrade_head(head: dict[str, Any]) -> dict[str, Any]:
         capture = {
             k: came[k] for k in ("steps", "recorded_steps", "cfg", "width", "height", "sampler_name", "scheduler")
         }
-        capture |= {k: came["forget"].get(k, came.get(k, default)) for k, default in (("seed", 0), ("latents", 1))}
+        for name, former, default in (("seed", "seed", 0), ("seeds", "latents", 1)):
+            capture[name] = came["forget"].get(former, came.get(former, default))
         anchors = {r: {k: came[r].get(k, []) for k in ("concepts", "prompts")} for r in ("forget", "retain")}
         rule = {"rule": head["rule"], "structure": head["structure"]}
         named = {RENAMED.get(name, name): RENAMED.get(value, value) for name, value in {**settings, **rule}.items()}

@@ -67,7 +67,7 @@ def kept_moments(name: str, retain: Activations | None, ordinary: Activations | 
 def check_pair(forget: Activations, retain: Activations | None) -> None:
     """Refuses captures that do not belong together, or a concept that is to be both forgotten and kept."""
     if forget.role != "forget":
-        raise PureError("The capture at `forget` is of prompts to keep: swap the two captures.")
+        raise PureError("The capture at forget is of prompts to keep: swap the two captures.")
     if retain is None:
         return
     if retain.role != "retain":
@@ -83,7 +83,7 @@ def check_ordinary(forget: Activations, ordinary: Activations | None) -> None:
         return
     if ordinary.role != "retain":
         raise PureError(
-            "The capture at `ordinary` is of prompts to forget: connect PURE Capture Ordinary Pictures there."
+            "The capture at ordinary is of prompts to forget: connect PURE Capture Ordinary Pictures there."
         )
     check_same_model(forget, ordinary, "the forget capture", "the capture of ordinary pictures")
 

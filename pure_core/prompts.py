@@ -143,8 +143,7 @@ def escaped(text: str) -> str:
 
 def refuse_shared(forget: Iterable[str], keep: Iterable[str]) -> None:
     """Raises PureError where a line is to be forgotten and kept at once, which would erase nothing."""
-    kept = {fold(text) for text in keep}
-    both = [text for text in forget if fold(text) in kept]
+    both = in_both(forget, keep)
     if both:
         names = ", ".join(repr(text) for text in both[:3]) + (f" and {len(both) - 3} more" if len(both) > 3 else "")
         raise PureError(f"{names}: in both lists, to forget and to keep. Remove it from one of them.")
@@ -152,10 +151,15 @@ def refuse_shared(forget: Iterable[str], keep: Iterable[str]) -> None:
 
 def refuse_same(forget: Iterable[str], instead: Iterable[str]) -> None:
     """Raises PureError where what is to be drawn instead of a concept is the concept."""
-    known = {fold(text) for text in forget}
-    for text in instead:
-        if fold(text) in known:
-            raise PureError(f"{text!r} is to be erased and to be drawn instead. Write something else to draw instead.")
+    both = in_both(forget, instead)
+    if both:
+        raise PureError(f"{both[0]!r} is to be erased and to be drawn instead. Write something else to draw instead.")
+
+
+def in_both(texts: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The texts that are also among others, however they are spelled there."""
+    known = {fold(text) for text in others}
+    return [text for text in texts if fold(text) in known]
 
 
 def list_box(box: str, found: Lines, prompts: Prompts) -> list[str]:

@@ -48,8 +48,8 @@ def measure_leakage(
     conditioning = encode_all(clip, [*concept.texts, *retain.texts], known)
     halves = leakage.halves_of(concept)
     jobs = {
-        "concept": jobs_of([(text, (name, halves[text])) for name, text in concept.pairs], trajectory.latents),
-        "retain": jobs_of([(text, None) for text in retain.texts], trajectory.latents),
+        "concept": jobs_of([(text, (name, halves[text])) for name, text in concept.pairs], trajectory.seeds),
+        "retain": jobs_of([(text, None) for text in retain.texts], trajectory.seeds),
     }
     progress = Progress(original, 2 * sum(map(len, jobs.values())) * trajectory.recorded_steps)
     before, after, labels = {}, {}, list[Any]()

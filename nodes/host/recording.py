@@ -29,7 +29,7 @@ ENCODED = 32
 
 
 def capture(model: Any, clip: Any, prompts: Prompts, trajectory: Trajectory) -> Activations:
-    """The moments of every site over prompts x latents x recorded steps; the MODEL is left as it was."""
+    """The moments of every site over prompts x seeds x recorded steps; the MODEL is left as it was."""
     if not prompts.pairs:
         raise PureError("There are no prompts to capture. Write what to keep, one concept per line.")
     sites = recordable_sites(model)
@@ -37,15 +37,15 @@ def capture(model: Any, clip: Any, prompts: Prompts, trajectory: Trajectory) -> 
     identity = identify(model, clip, sites)
     concepts = prompts.concepts
     recorder = Recorder(sites, MomentsFitter, len(concepts))
-    jobs = jobs_of([(text, concepts.index(concept)) for concept, text in prompts.pairs], trajectory.latents)
+    jobs = jobs_of([(text, concepts.index(concept)) for concept, text in prompts.pairs], trajectory.seeds)
     progress = Progress(model, len(jobs) * trajectory.recorded_steps)
-    size = ENCODED * trajectory.latents
+    size = ENCODED * trajectory.seeds
     for part in (jobs[i : i + size] for i in range(0, len(jobs), size)):
         conditioning = encode_all(clip, [job.text for job in part], empty)
         run(model, conditioning, part, trajectory, sites, recorder.add, progress)
     moments = recorder.results(len(jobs) * trajectory.recorded_steps)
     per_concept = [sum(name == concept for name, _ in prompts.pairs) for concept in concepts]
-    rows = tuple(count * trajectory.latents * trajectory.recorded_steps for count in per_concept)
+    rows = tuple(count * trajectory.seeds * trajectory.recorded_steps for count in per_concept)
     shapes = {site.name: site.shape for site in sites}
     anchors = Anchors(concepts, prompts.texts)
     return Activations(prompts.role, moments, recorder.sums, rows, shapes, anchors, trajectory.settings, identity)
@@ -79,7 +79,7 @@ def run(
     projections make of h (cross-attention), for measures.
     """
     jobs = sorted(jobs, key=lambda job: conditioning[job.text][0].shape[1])  # one length of conditioning per batch
-    latents = start_noise(model, trajectory.seed, trajectory.latents, trajectory.width, trajectory.height)
+    latents = start_noise(model, trajectory.seed, trajectory.seeds, trajectory.width, trajectory.height)
     pool = Pool()
     with pool.reading_halves(model), observed(model, sites, pool.see, after_output) as watched:
         for i, batch in enumerate(batched(jobs, conditioning, trajectory.batch_size)):

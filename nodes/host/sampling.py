@@ -57,7 +57,7 @@ class Trajectory(CaptureSettings):
 
     def evaluations(self, prompts: int) -> int:
         """Evaluations of the MODEL on single samples that a capture of so many prompts takes."""
-        return guided(prompts * self.latents * self.recorded_steps, self.cfg)
+        return guided(prompts * self.seeds * self.recorded_steps, self.cfg)
 
 
 def guided(evaluations: int, cfg: float) -> int:

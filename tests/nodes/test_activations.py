@@ -30,7 +30,7 @@ def saved_and_loaded(activations, output, **inputs):
 
 
 def test_a_basis_from_several_files_is_that_of_one_capture(mini, output):
-    """One prompt list, captured whole and split over five files, in any order; latents and seed included."""
+    """One prompt list, captured whole and split over five files, in any order; seeds and seed included."""
     settings = {"seeds": 2, "seed": 9}
     forget = capture(mini, prompts("miplo"), **settings)
     whole = capture(mini, prompts("\n".join(CONCEPTS), "retain"), **settings)
@@ -68,7 +68,7 @@ def test_a_loaded_capture_is_the_saved_one_to_the_last_bit(mini, output):
 
 def test_what_does_not_belong_together_is_refused_by_the_name_of_its_input(mini, output):
     one, other = capture(mini, prompts("miplo")), capture(mini, prompts("zorbo", "retain"))
-    with pytest.raises(PureError, match="activations_a is to forget and activations_d to retain"):
+    with pytest.raises(PureError, match="activations_a is to forget and activations_d to keep"):
         run(MergeActivations, activations_a=one, activations_b=one, activations_d=other)
     with pytest.raises(PureError, match="Nothing is connected to activations_b"):
         run(MergeActivations, activations_a=one, activations_c=one)

@@ -104,7 +104,7 @@ def test_prompts_of_different_lengths_are_captured_together(mini):
 
 
 def test_a_capture_is_its_forward_passes_and_one_transfer_a_step(mini, monkeypatch):
-    """Each prompt, and the empty one, is encoded once, whatever the latents; no unconditional half at cfg 1.
+    """Each prompt, and the empty one, is encoded once, whatever the seeds; no unconditional half at cfg 1.
 
     No step after the last that is recorded.
     """
@@ -138,7 +138,7 @@ def test_a_capture_is_its_forward_passes_and_one_transfer_a_step(mini, monkeypat
     finally:
         handle.remove()
     assert lone == sorted(["", *(text for _, text in anchors.pairs)])
-    # 4 prompts x 2 latents in batches of 4, 3 steps each
+    # 4 prompts x 2 seeds in batches of 4, 3 steps each
     assert runs == [[0]] * (2 * 3)
     assert transfers == [(4, width)] * (2 * 3)
     assert [1, 0] in halves  # control: at cfg 3 the unconditional half runs

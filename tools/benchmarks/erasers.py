@@ -167,8 +167,8 @@ def position_moments(model, clip, anchors: Anchors, role: str, trajectory: sampl
 def sample_alone(model, clip, texts: tuple[str, ...], trajectory: sampling.Trajectory) -> None:
     """The host's sampler on the batches of a capture of these prompts, without the capture."""
     conditioning = sampling.encode_all(clip, texts)
-    latents = sampling.start_noise(model, trajectory.seed, trajectory.latents, trajectory.width, trajectory.height)
-    jobs = sampling.jobs_of([(text, None) for text in texts], trajectory.latents)
+    latents = sampling.start_noise(model, trajectory.seed, trajectory.seeds, trajectory.width, trajectory.height)
+    jobs = sampling.jobs_of([(text, None) for text in texts], trajectory.seeds)
     for batch in sampling.batched(jobs, conditioning, trajectory.batch_size):
         sampling.sample(model, conditioning, latents, batch, trajectory, lambda *_: None)
 
