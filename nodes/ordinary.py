@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..pure_core.ordinary import ORDINARY, STEPS
+from ..pure_core.ordinary import NEUTRAL, ORDINARY, PLAIN, STEPS, TOGETHER
 from ..pure_core.prompts import Prompts, anchor_prompts
 from . import sockets
 from .host import expansion, kept_captures, paths, sampling, sites
 from .host.reporting import report
-
-TOGETHER = "ordinary pictures"  # the one concept that all captions are of: a file then holds no sums of each
 
 
 class CaptureOrdinary(io.ComfyNode):
@@ -85,7 +83,8 @@ class CaptureOrdinary(io.ComfyNode):
     def execute(cls, model, clip, language, captions, steps, size, batch_size, keep_file) -> io.NodeOutput:
         lines = captions if captions.strip() else "\n".join(ORDINARY[language])
         pairs = anchor_prompts(lines, "retain", "free text", keep_empty_prompt=True).pairs
-        prompts = Prompts("retain", tuple((TOGETHER, text) for _, text in pairs))
+        neutral = tuple((PLAIN, text) for text in NEUTRAL[language])
+        prompts = Prompts("retain", (*((TOGETHER, text) for _, text in pairs), *neutral))
         found = sites.attention_sites(model)
         side = size or expansion.native_size(model, found)
         trajectory = sampling.Trajectory(

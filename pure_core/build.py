@@ -12,6 +12,7 @@ from .basis import MATRICES, TENSORS, ConceptBasis, Edit, Recipe, Settings
 from .errors import PureError
 from .moments import Moments, mixed
 from .neighbours import Neighbour, closest_kept, describe_closest
+from .ordinary import PLAIN
 from .projection import block_diagonal
 from .prompts import EMPTY, refuse_same, refuse_shared
 from .rules import RULES
@@ -30,9 +31,9 @@ def build_basis(
 ) -> tuple[ConceptBasis, list[str]]:
     """The joint basis of all forget concepts, and warnings; `step` is called after each site.
 
-    ordinary: a capture of ordinary pictures, which make up ordinary_share of what is kept (all of it without `retain`).
-    replacement: a capture of what is drawn instead, of either role. Raises PureError where it could not do what it
-    says.
+    ordinary: a capture of ordinary pictures, which make up ordinary_share of what is kept (all of it without `retain`);
+    the concept's prompts are sent to what its neutral prompts render. replacement: a capture of what is drawn instead,
+    of either role. Raises PureError where it could not do what it says.
     """
     check_pair(forget, retain)
     check_ordinary(forget, ordinary)
@@ -40,7 +41,7 @@ def build_basis(
     sites = {}
     for name, moments in forget.moments.items():
         kept = kept_moments(name, retain, ordinary, settings.ordinary_share)
-        goal = mean_row(replacement, name) if replacement else None
+        goal = goal_row(name, replacement, ordinary, settings)
         sites[name] = build_site(moments, kept, forget.shapes[name].heads, settings, goal)
         step()
     recipe = Recipe(
@@ -98,10 +99,20 @@ def check_replacement(forget: Activations, replacement: Activations | None) -> N
     refuse_same(forget.anchors.prompts, replacement.anchors.prompts)
 
 
-def mean_row(capture: Activations, name: str) -> torch.Tensor:
-    """(d,) mean row of a site over all of a capture but the empty prompt."""
-    named = [i for i, concept in enumerate(capture.anchors.concepts) if concept != EMPTY]
-    return capture.sums[name][named].sum(0) / sum(capture.rows[i] for i in named)
+def goal_row(
+    name: str, replacement: Activations | None, ordinary: Activations | None, settings: Settings
+) -> torch.Tensor | None:
+    """(d,) where a site's forget rows are sent; None: to the mean of what is kept.
+
+    The mean row of what is drawn instead (not of the empty prompt), or else of the prompts that ask for nothing in
+    particular, where there are any. Only the contrast rule can send rows anywhere.
+    """
+    source = replacement or (ordinary if settings.rule == "contrast" else None)
+    if source is None:
+        return None
+    concepts = source.anchors.concepts
+    of = [i for i, concept in enumerate(concepts) if (concept != EMPTY if replacement else concept == PLAIN)]
+    return source.sums[name][of].sum(0) / sum(source.rows[i] for i in of) if of else None
 
 
 def pair_warnings(

@@ -9,6 +9,7 @@ from .errors import PureError
 
 # From little to much: keep_weight is a kind's own in the middle, a hundred times as much at 0, a hundredth at 1.
 MIDDLE, DECADES = 0.5, 2.0
+IN_TRANSFORMERS = 0.25
 DEFAULTS = Settings()
 
 
@@ -24,7 +25,7 @@ class Kind:
 
 KINDS = {
     "object or character": Kind(),
-    "artistic style": Kind(keep_weight=2.0, with_keys=8.0),
+    "artistic style": Kind(with_keys=8.0),
     "person": Kind(),
     "unsafe content": Kind(),
     "booru tags": Kind("booru tags"),
@@ -39,16 +40,16 @@ def weight_of(amount: float, middle: float) -> float:
     return float(middle * 10 ** (2 * DECADES * (MIDDLE - amount)))
 
 
-def settings_of(kind: str, amount: float, joint: bool = False, keys: bool = True) -> tuple[Settings, str]:
+def settings_of(kind: str, amount: float, transformer: bool = False, keys: bool = True) -> tuple[Settings, str]:
     """The settings of a basis, and which projections are edited, for a kind and an amount.
 
-    keys: whether the MODEL's keys can be edited. joint: for a MODEL in whose attention text and picture stand together,
-    where a concept's name holds out longest: the weight and the share of ordinary pictures are halved.
+    keys: whether the MODEL's keys can be edited. transformer: for a MODEL that is no U-Net, where descriptions of a
+    concept hold out longer: the weight is IN_TRANSFORMERS of a U-Net's.
     """
     check_offered("kind", kind, tuple(KINDS))
-    own, part = KINDS[kind], 0.5 if joint else 1.0
+    own = KINDS[kind]
     middle, weights = own.keep_weight, "values"
     if keys and own.with_keys is not None:
         middle, weights = own.with_keys, "keys and values"
-    weight = weight_of(amount, part * middle)
-    return Settings(keep_weight=weight, ordinary_share=part * DEFAULTS.ordinary_share), weights
+    weight = weight_of(amount, middle * (IN_TRANSFORMERS if transformer else 1.0))
+    return Settings(keep_weight=weight), weights

@@ -2,9 +2,17 @@
 
 No names of people, brands or artists. A last part is of plain shapes and made-up creatures, each with a few features:
 what an erasure takes along most easily.
+
+NEUTRAL says nothing of what is in the picture: prompts for an erased concept are sent to what these render.
 """
 
 STEPS = 5  # of each picture: ten gave the same edits' results
+# The two concepts of a capture of ordinary pictures; a file then holds the sums of both, and not of each caption.
+TOGETHER, PLAIN = "ordinary pictures", "a picture of nothing in particular"
+NEUTRAL: dict[str, tuple[str, ...]] = {
+    "pictures": ("a picture", "an image", "a photo", "a drawing"),
+    "booru tags": ("masterpiece", "best quality"),
+}
 ORDINARY: dict[str, tuple[str, ...]] = {
     "pictures": (
         "a photo of a cat sleeping on a sofa",

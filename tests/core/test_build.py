@@ -11,6 +11,7 @@ from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.leakage import movement
 from pure_pack.pure_core.moments import mixed
 from pure_pack.pure_core.neighbours import TWIN, closest_kept
+from pure_pack.pure_core.ordinary import PLAIN, TOGETHER
 from pure_pack.pure_core.projection import edit_matrix
 from pure_pack.pure_core.prompts import EMPTY
 from torch.testing import assert_close
@@ -375,6 +376,22 @@ def test_the_empty_prompt_is_not_drawn_instead():
     assert_close(a.sites[LAYERS[0]].left, b.sites[LAYERS[0]].left)
     with pytest.raises(PureError, match="of the empty prompt alone"):
         build_basis(FORGET, RETAIN, Settings(), ORDINARY, captured("retain", [EMPTY], rows_of))
+
+
+def test_a_neutral_picture_among_the_ordinary_ones_is_where_the_concept_goes():
+    """As if it had been captured as what is drawn instead; and what is drawn instead comes first."""
+    h = [torch.cat([rows(False, 5), 2.0 + rows(False, 7)]), torch.cat([rows(False, 6), rows(False, 8) - 2.0])]
+    ordinary = captured("retain", [TOGETHER, PLAIN], h)
+    same = captured("retain", ["a picture"], [block[60:] for block in h])
+    unknown = captured("retain", [TOGETHER], h)
+    cases = ((ordinary, None), (ordinary, same), (ordinary, INSTEAD), (unknown, None))
+    neutral, goal, other, away = (build_basis(FORGET, RETAIN, Settings(), *case)[0] for case in cases)
+    for name in LAYERS:
+        assert_close(neutral.sites[name].left, goal.sites[name].left)
+        assert not torch.allclose(neutral.sites[name].left, other.sites[name].left)  # control
+        assert not away.sites[name].refill.numel()  # control
+    taken = build_basis(FORGET, RETAIN, whole_layer("energy"), ordinary)[0]
+    assert not any(edit.refill.numel() for edit in taken.sites.values())
 
 
 def test_what_cannot_be_drawn_instead_is_refused():

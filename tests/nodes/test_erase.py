@@ -75,8 +75,7 @@ def test_the_dial_turns_the_weight_and_nothing_else(kind):
     assert replace(little, keep_weight=middle.keep_weight) == replace(much, keep_weight=middle.keep_weight)
     without_keys, weights = settings_of(kind, 0.5, keys=False)
     assert (without_keys.keep_weight, weights) == (KINDS[kind].keep_weight, "values")
-    joint = settings_of(kind, 0.5, joint=True)[0]
-    assert joint.keep_weight == middle.keep_weight / 2
-    assert joint.ordinary_share == middle.ordinary_share / 2
+    transformer = settings_of(kind, 0.5, transformer=True)[0]
+    assert transformer == replace(middle, keep_weight=middle.keep_weight / 4)
     with pytest.raises(PureError, match="amount must be between"):
         weight_of(float("nan"), 3.0)

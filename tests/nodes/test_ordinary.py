@@ -7,9 +7,9 @@ import pytest
 import torch
 from comfy.cli_args import args
 from pure_pack.nodes.host import kept_captures, paths, recording
-from pure_pack.nodes.ordinary import TOGETHER, CaptureOrdinary
+from pure_pack.nodes.ordinary import CaptureOrdinary
 from pure_pack.pure_core.errors import PureError
-from pure_pack.pure_core.ordinary import ORDINARY
+from pure_pack.pure_core.ordinary import NEUTRAL, ORDINARY, PLAIN, TOGETHER
 
 from benchmarks.erasers import call
 from run_nodes import capture, prompts, with_lora
@@ -46,11 +46,16 @@ def no_more(monkeypatch):
 
 def test_it_records_what_a_capture_of_the_same_prompts_does(mini, models):
     got, _ = ordinary(*mini[:2])
-    keep = prompts(CAPTIONS, role="retain", kind="free text")
+    neutral = NEUTRAL["pictures"]
+    keep = prompts("\n".join([CAPTIONS, *neutral]), role="retain", kind="free text")
     same = capture(mini, keep, steps=2, recorded_steps=2)
-    assert got.anchors.concepts == (TOGETHER,)
-    assert got.anchors.prompts == same.anchors.prompts
-    assert got.count == same.count == 4 * 2
+    assert got.anchors.concepts == (TOGETHER, PLAIN)
+    assert sorted(got.anchors.prompts) == sorted(same.anchors.prompts)
+    assert got.count == same.count == (4 + len(neutral)) * 2
+    assert got.rows == (4 * 2, len(neutral) * 2)
+    for name, sums in got.sums.items():
+        of = [same.anchors.concepts.index(text) for text in neutral]
+        torch.testing.assert_close(sums[1], same.sums[name][of].sum(0), rtol=1e-5, atol=1e-5)
     for name, moments in same.moments.items():
         torch.testing.assert_close(got.moments[name].second_moment(), moments.second_moment())
         assert not torch.allclose(got.moments[name].second_moment(), moments.second_moment() * 1.01)  # control
@@ -129,7 +134,7 @@ def test_own_captions_are_not_written_where_the_host_writes_no_metadata(mini, mo
 def test_a_folder_that_cannot_be_written_is_a_warning_and_no_failure(mini, models):
     (models / "pure").write_text("a file where the folder should be")
     got, told = ordinary(*mini[:2])
-    assert got.count == 4 * 2
+    assert got.count == (4 + len(NEUTRAL["pictures"])) * 2
     assert told.startswith("Warning: The result could not be kept")
 
 

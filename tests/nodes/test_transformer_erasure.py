@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import judging
 from benchmarks.erasers import character_plan
-from benchmarks.transformers import NAMES, Studio, eraser
+from benchmarks.transformers import NAMES, WEIGHT, Studio, eraser
 from mini_sd import dit, dit_layout
 from run_nodes import whole_clip
 from workflows import ORDINARY
@@ -51,7 +51,9 @@ def test_a_character_goes_and_the_others_stay(trained):
     before = studio.shares(studio.model, [e for e in entries if not e["group"].startswith(("others", "styles"))])
     assert before["named"].hits == before["name_free"].hits == EACH  # control: the unedited model draws it
     quicker = eraser(studio, steps=5, recorded_steps=5)
-    after = studio.shares(quicker.erase(character_plan(TARGET), ordinary={"count": ORDINARY}), entries)
+    after = studio.shares(
+        quicker.erase(character_plan(TARGET), keep_weight=WEIGHT, ordinary={"count": ORDINARY}), entries
+    )
     told = {group: str(share) for group, share in after.items()}
     assert after["named"].hits <= 1, told
     assert after["name_free"].hits <= 3, told

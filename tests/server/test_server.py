@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pure_pack.pure_core.basis import Settings
 from safetensors.torch import save_file
 
 from comfyui_server import ServerError, error_of
@@ -126,7 +127,7 @@ def test_the_one_node_does_what_the_steps_do_one_by_one(server):
         capture_retain={"recorded_steps": 4},
         build={
             "ordinary": ["ordinary", 0],
-            "keep_weight": 0.2,
+            "keep_weight": Settings().keep_weight,
             "keep_energy": 0.5,
             "centering": "mean of keep",
             "structure": "per head",
@@ -190,7 +191,7 @@ def test_mistakes_in_the_one_node_are_said_before_anything_is_sampled(server, ch
 
 def test_an_empty_keep_list_keeps_ordinary_pictures_and_a_twin_is_warned_of(server):
     told = [o["text"][0] for o in server.run(erase(keep="", steps=1)).values() if "Still there?" in str(o)]
-    assert "keeps nothing in particular, and 3 ordinary pictures" in told[0]  # the empty prompt is the third
+    assert "keeps nothing in particular, and 7 ordinary pictures" in told[0]  # 2, the empty prompt, and 4 neutral ones
     twin = erase(keep="zorbo\nbramby\ndorrit\nblue square creature with an antenna and one big eye", steps=10)
     told = [o["text"][0] for o in server.run(twin).values() if "Still there?" in str(o)]
     assert told[0].startswith("Warning: 'blue square creature with an antenna and one big eye' in the keep list is")

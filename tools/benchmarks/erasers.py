@@ -24,6 +24,7 @@ from pure_pack.nodes.measure import MeasureLeakage
 from pure_pack.nodes.ordinary import CaptureOrdinary
 from pure_pack.pure_core.kinds import settings_of  # noqa: F401  (for methods.py, which must not load the pack)
 from pure_pack.pure_core.moments import MomentsFitter
+from pure_pack.pure_core.ordinary import TOGETHER
 from pure_pack.pure_core.prompts import PHRASINGS, Prompts, anchor_prompts
 
 from mini_sd import ordinary, studio
@@ -173,6 +174,13 @@ def sample_alone(model, clip, texts: tuple[str, ...], trajectory: sampling.Traje
         sampling.sample(model, conditioning, latents, batch, trajectory, lambda *_: None)
 
 
+def without_neutral(ordinary):
+    """A capture of ordinary pictures that names no neutral ones: what is erased then goes to the mean of the rest."""
+    sums = {name: rows.sum(0, keepdim=True) for name, rows in ordinary.sums.items()}
+    anchors = replace(ordinary.anchors, concepts=(TOGETHER,))
+    return replace(ordinary, sums=sums, rows=(sum(ordinary.rows),), anchors=anchors)
+
+
 class Eraser:
     """Makes edits of one MODEL by the nodes; what several plans share is captured once and merged."""
 
@@ -224,16 +232,26 @@ class Eraser:
             self._captured[key] = run(CaptureOrdinary, **parts, **size)[0]
         return self._captured[key]
 
-    def basis(self, plan: Plan, positions: bool = False, ordinary: dict | None = MINE, instead: str = "", **build):
+    def basis(
+        self,
+        plan: Plan,
+        positions: bool = False,
+        ordinary: dict | None = MINE,
+        neutral: bool = True,
+        instead: str = "",
+        **build,
+    ):
         """The basis of a plan, with the node's defaults where nothing is given.
 
-        ordinary: captions, None for none. instead: what is drawn instead, if anything.
+        ordinary: captions, None for none. neutral: whether the concept is sent to what the neutral prompts render, or
+        else to the mean of what is kept. instead: what is drawn instead, if anything.
         """
+        pictures = None if ordinary is None else self.ordinary(**ordinary)
         return run(
             BuildBasis,
             forget=self.merged(plan.forget, "forget", positions),
             keep=self.merged(plan.retain, "retain", positions),
-            ordinary=None if ordinary is None else self.ordinary(**ordinary),
+            ordinary=pictures if neutral or pictures is None else without_neutral(pictures),
             replacement=self.capture(Anchors(instead), "forget") if instead else None,
             **build,
         )[0]

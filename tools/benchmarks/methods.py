@@ -9,17 +9,16 @@ from mini_sd import ordinary, studio
 from mini_sd.world import CHARACTERS
 
 DESCRIPTIONS = 4
-# What was tried for each eraser on the choose set, about as many as PURE's eight; the first is its published (PURE: the
+# What was tried for each eraser on the choose set, about as many settings each; the first is its published (PURE: the
 # nodes') default.
 ALONE = {"ordinary": None, "keep_weight": 3.0}  # neighbours alone are kept
+FORMER = {"neutral": False, "keep_weight": 0.2}  # the concept is sent to the mean of what is kept
 PURE_TRIED = {  # label: (plan, build, apply)
     "defaults": ({}, {}, {}),
     "keys and values": ({}, {}, {"weights": "keys and values"}),
-    "keep_weight .1": ({}, {"keep_weight": 0.1}, {}),
-    "keep_weight .4": ({}, {"keep_weight": 0.4}, {}),
-    "ordinary share .25": ({}, {"ordinary_share": 0.25}, {}),
-    "no ordinary pictures, weight 3": ({}, ALONE, {}),
-    "no ordinary pictures, weight 3, whole layers": ({}, {**ALONE, "structure": "whole layer"}, {}),
+    "keep_weight .5": ({}, {"keep_weight": 0.5}, {}),
+    "keep_weight 4": ({}, {"keep_weight": 4.0}, {}),
+    "sent to the mean of keep, weight .2": ({}, FORMER, {}),
     "name alone": ({"descriptions": 0}, {}, {}),
 }
 # the paper's rule: energies forget / retain, iterations; with one description beside the name, and with all
@@ -36,47 +35,64 @@ PAPER_TRIED = {
         },
         {"weights": "keys and values", "iterations": n},
     )
-    for d in (1, DESCRIPTIONS)
-    for f, r, n in ((0.95, 0.95, 1), (0.9999, 0.5, 1), (0.9999, 0.7, 1), (0.9999, 0.9, 4))
+    for d, f, r, n in (
+        (1, 0.95, 0.95, 1),
+        (1, 0.9999, 0.5, 1),
+        (1, 0.9999, 0.7, 1),
+        (1, 0.9999, 0.9, 4),
+        (DESCRIPTIONS, 0.9999, 0.7, 1),
+        (DESCRIPTIONS, 0.9999, 0.9, 4),
+    )
 }
 PAPER = "0.9999/0.5, 1 times, 1 descriptions"
 PURE_STYLES_TRIED = {  # for artists; their plan has no name without its descriptions' phrasings to vary
     "defaults": ({}, {}, {}),
     "values, weight 2": ({}, {"keep_weight": 2.0}, {"weights": "values"}),
-    "values, weight .2": ({}, {"keep_weight": 0.2}, {"weights": "values"}),
     "weight 3": ({}, {"keep_weight": 3.0}, {}),
     "weight 20": ({}, {"keep_weight": 20.0}, {}),
-    "no ordinary pictures": ({}, {"ordinary": None}, {}),
-    "no ordinary pictures, weight 3, whole layers, values": (
-        {},
-        {**ALONE, "structure": "whole layer"},
-        {"weights": "values"},
-    ),
+    "sent to the mean of keep": ({}, {"neutral": False}, {}),
     "no plain things retained": ({"plain": False}, {}, {}),
 }
 TEXT_TRIED = {
     f"{f}/{r}" + (", descriptions" if d else ""): (d, f, r)
-    for d in (0, DESCRIPTIONS)
-    for f, r in ((0.99, 0.9), (0.95, 0.95), (0.999, 0.9), (0.99, 0.7))
+    for d, f, r in (
+        (0, 0.99, 0.9),
+        (0, 0.95, 0.95),
+        (0, 0.99, 0.7),
+        (DESCRIPTIONS, 0.99, 0.9),
+        (DESCRIPTIONS, 0.95, 0.95),
+    )
 }
 CURE_TRIED = {
     f"alpha {a}" + extra: (d, a, phrased)
     for d, phrased, extra, alphas in (
         (0, True, "", (2, 20, 100)),
-        (0, False, ", not phrased", (20, 100)),
-        (DESCRIPTIONS, True, ", descriptions", (20, 100, 1000)),
+        (0, False, ", not phrased", (20,)),
+        (DESCRIPTIONS, True, ", descriptions", (100,)),
     )
     for a in alphas
 }
 UCE_TRIED = {
     f"lam {lam}, preserve {p}, guide '{guide}'" + (", descriptions" if d else ""): (d, lam, p, guide)
-    for d in (0, DESCRIPTIONS)
-    for lam, p, guide in ((0.5, 1, ""), (50, 1, ""), (0.5, 0.02, ""), (0.5, 1, "a picture"))
+    for d, lam, p, guide in (
+        (0, 0.5, 1, ""),
+        (0, 50, 1, ""),
+        (0, 0.5, 0.02, ""),
+        (0, 0.5, 1, "a picture"),
+        (DESCRIPTIONS, 0.5, 0.02, ""),
+        (DESCRIPTIONS, 0.5, 1, ""),
+    )
 }
 OCE_TRIED = {  # s, p, g, lam: its parser's defaults, then its script's for a style, and between
     f"s {s:g}, p {p:g}, g {g:g}, lam {lam:g}" + (", descriptions" if d else ""): (d, (s, p, g, lam))
-    for d in (0, DESCRIPTIONS)
-    for s, p, g, lam in ((1, 0.3, 0.5, 1.5), (500, 1, 10, 10), (20, 0.3, 0.5, 1.5))
+    for d, s, p, g, lam in (
+        (0, 1, 0.3, 0.5, 1.5),
+        (0, 500, 1, 10, 10),
+        (0, 100, 1, 10, 10),
+        (0, 100, 0.3, 0.5, 1.5),
+        (0, 20, 0.3, 0.5, 1.5),
+        (DESCRIPTIONS, 20, 0.3, 0.5, 1.5),
+    )
 }
 NEGATIVE_TRIED = {"name": 0, "name and descriptions": DESCRIPTIONS}
 

@@ -22,7 +22,7 @@ import comfy.utils
 import torch
 
 from benchmarks import judging, tables
-from benchmarks.erasers import Eraser, character_plan
+from benchmarks.erasers import Eraser, character_plan, settings_of
 from get_comfyui import HOME
 from mini_sd import dit_layout
 from mini_sd.world import CHARACTERS
@@ -30,7 +30,7 @@ from mini_sd.world import CHARACTERS
 BASE = HOME / "transformers"  # not among the models of the host that other tests list
 STEPS, CFG = 12, 4.0
 NAMES = {"sd3": "joint attention (SD 3 layout)", "wan": "cross-attention (Wan t2v layout)"}
-SETTINGS: dict[str, dict] = {"sd3": {"keep_weight": 0.1, "ordinary_share": 0.25}, "wan": {}}  # of PURE Erase Concept
+WEIGHT = settings_of("object or character", 0.5, transformer=True)[0].keep_weight  # of PURE Erase Concept
 GROUPS = ["named", "name_free", "others", "styles", "shapes"]
 
 
@@ -107,7 +107,7 @@ def main() -> int:
         edits, results = eraser(studio), []
         for target in options.only:
             entries = judging.character_entries(target, "test", options.each, 1, 0, 6)
-            edited = edits.erase(character_plan(target), **SETTINGS[kind])
+            edited = edits.erase(character_plan(target), keep_weight=WEIGHT)
             results.append(studio.shares(edited, entries))
             print(kind, target, {g: str(results[-1][g]) for g in GROUPS}, flush=True)
         rows.append([name, *(tables.pooled(results, g) for g in GROUPS)])

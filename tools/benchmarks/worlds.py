@@ -4,7 +4,7 @@
 
 Worlds 2 and 3 have other characters, and a U-Net and text encoder tuned to them. Settings are compared on `choose`
 prompts of all characters, and each world also gets the one that is best on the two others (leave one out); on `test`
-prompts are the defaults, those of before there were ordinary pictures, and the name alone.
+prompts are the defaults, two that were the defaults before, and the name alone.
 """
 
 from __future__ import annotations
@@ -17,29 +17,27 @@ import sys
 
 from . import judging, tables
 from .efficacy import Pool, run_all
-from .methods import ALONE, Pure
+from .methods import ALONE, FORMER, Pure
 from mini_sd.world import CHARACTERS, WORLD
 
 Found = dict[str, list[dict[str, judging.Share]]]  # label -> per character the share of each group
 
 WORLDS = (1, 2, 3)
-DEFAULTS, FORMER = "the nodes' defaults", "no ordinary pictures, weight 3, whole layers"
+DEFAULTS, BEFORE, FIRST = (
+    "the nodes' defaults",
+    "sent to the mean of keep, weight .2",
+    "no ordinary pictures, weight 3, whole layers",
+)
 CHOSEN_FROM = {  # label: (plan, build, apply)
-    FORMER: ({}, {**ALONE, "structure": "whole layer"}, {}),
-    "no ordinary pictures, weight 3": ({}, ALONE, {}),
-    **{
-        f"weight {w}, share {s}": ({}, {"keep_weight": w, "ordinary_share": s}, {})
-        for w in (0.1, 0.4)
-        for s in (0.25, 0.5)
-    },
-    **{
-        f"'a picture' instead, weight {w}": ({}, {"instead": "a picture", "keep_weight": w}, {})
-        for w in (0.4, 1.0, 2.0)
-    },
+    FIRST: ({}, {**ALONE, "structure": "whole layer"}, {}),
+    BEFORE: ({}, FORMER, {}),
+    **{f"weight {w:g}": ({}, {"keep_weight": w}, {}) for w in (0.5, 1.0, 1.5, 3.0, 5.0)},
+    "share .25": ({}, {"ordinary_share": 0.25}, {}),
     DEFAULTS: ({}, {}, {}),
 }
 TESTED = {
-    FORMER: CHOSEN_FROM[FORMER],
+    FIRST: CHOSEN_FROM[FIRST],
+    BEFORE: CHOSEN_FROM[BEFORE],
     DEFAULTS: CHOSEN_FROM[DEFAULTS],
     f"{DEFAULTS}, name alone": ({"descriptions": 0}, {}, {}),
 }
