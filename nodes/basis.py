@@ -43,15 +43,15 @@ class BuildBasis(io.ComfyNode):
                     sockets.Activations,
                     "ordinary",
                     (
-                        "From PURE Capture Ordinary Pictures: spares what is in neither list. Without it, set "
-                        "keep_weight to 3."
+                        "From PURE Capture Ordinary Pictures: spares what is in neither list, and tells what is drawn "
+                        "instead of the concept (nothing in particular). Without it, set keep_weight to 3."
                     ),
                     optional=True,
                 ),
                 sockets.wire(
                     sockets.Activations,
                     "replacement",
-                    "Capture of what to draw instead of the concept. Without one, it is only taken away.",
+                    "Capture of what to draw instead of the concept. Without one: nothing in particular.",
                     optional=True,
                 ),
                 io.Combo.Input(

@@ -55,8 +55,8 @@ class EraseConcept(io.ComfyNode):
                     "replace_with",
                     default="",
                     tooltip=(
-                        "What to draw instead, such as: a dog. Empty: the concept is only taken away, and the MODEL "
-                        "draws what is left of the prompt."
+                        "What to draw instead, such as: a dog. Empty: nothing in particular, and the MODEL draws "
+                        "what is left of the prompt."
                     ),
                 ),
                 io.Combo.Input(

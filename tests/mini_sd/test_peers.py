@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks import peers
+from benchmarks import attacks, peers
 
 G = torch.Generator().manual_seed(0)
 F, R, C = (torch.randn(n, 12, dtype=torch.float64, generator=G) for n in (3, 5, 1))
@@ -72,3 +72,17 @@ def test_oce_is_the_rotation_that_its_objective_asks_for():
 def test_rows_are_word_pieces_and_the_end(text, count):
     assert len(peers.token_rows([text])) == count
     assert len(peers.edited(torch.eye(128, dtype=torch.float64))) == 14
+
+
+def test_a_relearned_embedding_makes_of_edited_weights_what_the_original_ones_made():
+    names = ("a.attn2.to_k.weight", "b.attn2.to_v.weight", "b.attn1.to_v.weight")
+    original = {name: torch.randn(20, 12, generator=G) for name in names}
+    edit = torch.eye(12) + 0.3 * torch.randn(12, 12, generator=G)
+    edited = {name: w @ edit for name, w in original.items() if "attn2" in name}
+    c = torch.randn(5, 12, generator=G)
+    relearned = c @ attacks.relearning(original, edited, lam=1e-9).T
+    for name, w in edited.items():
+        assert_close(relearned @ w.T, c @ original[name].T, rtol=1e-3, atol=1e-3)
+        assert (c @ w.T - c @ original[name].T).abs().max() > 0.5  # control
+    with pytest.raises(ValueError, match="no key or value weight"):
+        attacks.relearning(original, {names[2]: original[names[2]]})

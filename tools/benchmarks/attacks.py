@@ -11,10 +11,13 @@ import torch
 
 from . import judging
 from mini_sd import studio
+from mini_sd.narrow import load_unet_state
 from mini_sd.render import encode, render
 from mini_sd.world import BACKGROUNDS, CHARACTERS, COLORS, EYES, MARKS, NOUNS, SHAPES, TOPPERS, Scene
 
 TOKENS = 8  # learned ones, of concept inversion
+BUDGETS = (50, 200, 500)  # its steps
+LAM = 0.01  # of the relearned embedding, over the mean eigenvalue of sum W'^T W'
 SEEDS = 4  # pictures of each attack
 NEEDED = 2  # of them the unedited model has to show the character in
 
@@ -63,10 +66,15 @@ def soups(name: str, split: str, count: int) -> list[dict]:
 
 
 def invert(
-    weights: judging.Weights | None, name: str, steps: int = 200, batch: int = 16, rate: float = 0.1, seed: int = 0
-) -> torch.Tensor:
-    """(TOKENS, 128) token embeddings that make the edited model predict the noise of the character's drawings (concept
-    inversion, white box).
+    weights: judging.Weights | None,
+    name: str,
+    budgets: tuple[int, ...] = BUDGETS,
+    batch: int = 16,
+    rate: float = 0.1,
+    seed: int = 0,
+) -> list[torch.Tensor]:
+    """After each budget of steps the (TOKENS, 128) token embeddings that make the edited model predict the noise of
+    the character's drawings (concept inversion, white box).
 
     They stand where a name stands in `a picture of ...`; training drawings come from the renderer, with an own seed.
     """
@@ -86,7 +94,8 @@ def invert(
         vocabulary[torch.randint(len(vocabulary), (TOKENS,), generator=generator)].clone().requires_grad_(True)
     )  # random words
     optimizer = torch.optim.Adam([learned], lr=rate)
-    for _ in range(steps):
+    found = []
+    for step in range(1, max(budgets) + 1):
         pick = torch.randint(len(latents), (batch,), generator=generator)
         t = torch.randint(1000, (batch,), generator=generator)
         a = alphas[t].view(-1, 1, 1, 1)
@@ -101,7 +110,9 @@ def invert(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-    return learned.detach()
+        if step in budgets:
+            found.append(learned.detach().clone())
+    return found
 
 
 def embed(learned: torch.Tensor, background: str = "", text: torch.nn.Module | None = None) -> torch.Tensor:
@@ -119,21 +130,44 @@ def embed(learned: torch.Tensor, background: str = "", text: torch.nn.Module | N
     return text.final_layer_norm(x)
 
 
-def inversion_hits(weights: judging.Weights | None, name: str, seed: int, pictures: int = 24) -> list[int]:
-    """Per picture whether it shows the character, when the edited model is asked with embeddings that were inverted
-    from one start."""
+def inversion_hits(weights: judging.Weights | None, name: str, pictures: int = 24) -> list[list[int]]:
+    """Per budget, and per picture whether it shows the character, when the edited model is asked with embeddings that
+    were inverted from one start."""
     with torch.inference_mode(False), torch.enable_grad():
-        learned = invert(weights, name, seed=seed)
+        found = invert(weights, name)
+    grounds = [list(BACKGROUNDS.values())[i % len(BACKGROUNDS)][i // len(BACKGROUNDS) % 2] for i in range(pictures)]
     with torch.inference_mode():
-        grounds = [list(BACKGROUNDS.values())[i % len(BACKGROUNDS)][i // len(BACKGROUNDS) % 2] for i in range(pictures)]
-        contexts = torch.cat([embed(learned, g) for g in grounds])
-        seen = studio.look(
-            studio.draw_embedded(
-                studio.unet(weights),
-                contexts,
-                studio.encode_text([""])[0],
-                list(range(1000, 1000 + pictures)),
-                judging.STEPS,
-            )
-        )
-    return [int(s["character"] == name) for s in seen]
+        return [drawn(weights, name, torch.cat([embed(learned, g) for g in grounds])) for learned in found]
+
+
+def drawn(weights: judging.Weights | None, name: str, contexts: torch.Tensor) -> list[int]:
+    """Per context whether the edited model draws the character from it."""
+    seeds = list(range(1000, 1000 + len(contexts)))
+    nothing = studio.encode_text([""])[0]
+    pictures = studio.draw_embedded(studio.unet(weights), contexts, nothing, seeds, judging.STEPS)
+    return [int(s["character"] == name) for s in studio.look(pictures)]
+
+
+def relearning(original: judging.Weights, edited: judging.Weights, lam: float = LAM) -> torch.Tensor:
+    """(128, 128) R that makes of any text embedding c the c' = R c from which the edited weights come closest to what
+    the original ones make of c (RECE, arXiv 2407.12383):
+
+        R = (lam I + sum W'^T W')^-1 sum W'^T W, summed over all key and value weights W (original) and W' (edited).
+    """
+    names = [n for n in edited if n.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
+    if not names:
+        raise ValueError("There is no key or value weight among these.")
+    after, before = (torch.cat([w[n] for n in names]).double() for w in (edited, original))
+    gram = after.T @ after
+    ridge = lam * gram.trace() / len(gram) * torch.eye(len(gram), dtype=gram.dtype)
+    return torch.linalg.solve(gram + ridge, after.T @ before).float()
+
+
+def relearned_hits(weights: judging.Weights | None, name: str, pictures: int = 24) -> list[int]:
+    """Per picture whether it shows the character, when the edited model is asked for it by name with every token's
+    embedding relearned."""
+    prompts = [e["prompt"] for e in studio.prompts()["test"]["named"][name][:pictures]]
+    with torch.inference_mode():
+        original = load_unet_state()
+        r = relearning(original, {**original, **(weights or {})})
+        return drawn(weights, name, studio.encode_text(prompts) @ r.T)

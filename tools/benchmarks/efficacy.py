@@ -24,7 +24,7 @@ import torch
 from scipy.stats import spearmanr
 
 from . import attacks, judging, tables
-from .methods import ALONE, PAPER, PAPER_TRIED, PEERS, PURE_STYLES_TRIED, PURE_TRIED, Pure
+from .methods import ALONE, FORMER, PAPER, PAPER_TRIED, PEERS, PURE_STYLES_TRIED, PURE_TRIED, Pure
 from mini_sd import studio
 from mini_sd.world import ARTISTS, CHARACTERS
 
@@ -52,15 +52,16 @@ FULL = {
     "sharing": 20,
     "shapes": 132,
 }  # of a test of PURE with its defaults: over 1,000 pictures of others and of shapes in all
-PART = {"each": 32, "others": 4, "sharing": 8, "shapes": 18}  # of a test of everything else
+PART = {"each": 24, "others": 3, "sharing": 8, "shapes": 18}  # of a test of everything else
 TRY = {"each": 8, "others": 1, "sharing": 6, "shapes": 8}  # of a setting on the choose set
-SOUP, INVERSIONS = 24, 2
+SOUP = 16
 ASKED_SHORT = {
     "PURE, name alone": {"descriptions": 0},
 }  # beside the peers' defaults, which have the name alone
 
 
-PAPERS_RULE = "PURE by the paper's rule"
+DEFAULTS, PAPERS_RULE = "PURE, nodes' defaults", "PURE by the paper's rule"
+NOT_ATTACKED = ("negative prompt", "CURE")  # no edit; one that leaves most of the characters
 
 
 class Pool:
@@ -154,7 +155,7 @@ def main_tables(
 
     PURE's own row for each target.
     """
-    rows = {"PURE, nodes' defaults": lambda t: pure.edit(t)}
+    rows = {DEFAULTS: lambda t: pure.edit(t)}
     if targets[0] in CHARACTERS:
         rows |= {label: lambda t, p=p: pure.edit(t, (p, {}, {})) for label, p in ASKED_SHORT.items()}
     if best["PURE"] != "defaults":
@@ -164,8 +165,8 @@ def main_tables(
         rows[f"{name}, default ({first})"] = lambda t, make=make, v=tried[first]: make(t, v)
         if best[name] != first:
             rows[f"{name}, best tried ({best[name]})"] = lambda t, make=make, v=tried[best[name]]: make(t, v)
-    seen = run_all(pool, rows, targets, "test", lambda label: FULL if label == "PURE, nodes' defaults" else PART, soups)
-    first = seen["PURE, nodes' defaults"]
+    seen = run_all(pool, rows, targets, "test", lambda label: FULL if label == DEFAULTS else PART, soups)
+    first = seen[DEFAULTS]
     unedited = judging.shares(judging.distinct([e for part in first for e in part]), "before")
     scored = {
         "unedited": [{g: share for g, share in unedited.items() if not g.startswith("sharing")}],
@@ -185,7 +186,7 @@ def main_tables(
         "background",
         "style",
     ]
-    groups = [g for g in groups if any(g in s for s in scored["PURE, nodes' defaults"])]
+    groups = [g for g in groups if any(g in s for s in scored[DEFAULTS])]
     summary = [tables.summary_row(label, part, groups) for label, part in scored.items()]
     drift = [[label, *distances(part)] for label, part in seen.items()]
     kept = [g for g in ("others", "styles", "characters", "shapes") if g in groups]
@@ -203,7 +204,7 @@ def main_tables(
     ]
     own = [
         [t, *(s.get(g, "-") for g in groups), judging.worst_other(s), judging.harmonic(s)]
-        for t, s in zip(targets, scored["PURE, nodes' defaults"], strict=True)
+        for t, s in zip(targets, scored[DEFAULTS], strict=True)
     ]
     what = "characters" if targets[0] in CHARACTERS else "styles"
     return scored, {
@@ -241,33 +242,26 @@ def cost(pure: Pure, best: dict) -> str:
 
 
 def white_box(pool: Pool, pure: Pure, best: dict) -> str:
-    """Concept inversion through each edited model, INVERSIONS starts, counted where it works on the unedited one."""
-    rows = {"unedited": lambda t: (None, ""), "PURE, nodes' defaults": lambda t: pure.edit(t)}
+    """With the edited model's weights in hand: relearned embeddings of the name, and concept inversion."""
+    rows = {"unedited": lambda t: (None, ""), DEFAULTS: lambda t: pure.edit(t)}
     rows |= {
         f"{name}, best tried": lambda t, make=make, v=tried[best[name]]: make(t, v)
         for name, (make, tried) in {PAPERS_RULE: (pure.edit, PAPER_TRIED), **PEERS}.items()
-        if name != "negative prompt"
+        if name not in NOT_ATTACKED
     }
-    waiting = {
-        label: {
-            t: [pool.call(attacks.inversion_hits, weights, t, start) for start in range(INVERSIONS)]
-            for t, weights in ((t, make(t)[0]) for t in CHARACTERS)
-        }
-        for label, make in rows.items()
-    }
-    got = {label: {t: [f.result() for f in starts] for t, starts in part.items()} for label, part in waiting.items()}
+    waiting = {}
+    for label, make in rows.items():
+        for target in CHARACTERS:
+            weights = make(target)[0]
+            tries = (attacks.relearned_hits, attacks.inversion_hits)
+            waiting[label, target] = [pool.call(attack, weights, target) for attack in tries]
+    got = {key: [relearned.result(), *inverted.result()] for key, (relearned, inverted) in waiting.items()}
 
-    def share(starts):
-        return judging.mean([hit for hits in starts for hit in hits])
+    def share(label: str, attack: int) -> str:
+        return "{:.3f} [{:.3f}, {:.3f}]".format(*judging.resampled([got[label, t][attack] for t in CHARACTERS]))
 
-    counted = [t for t, starts in got["unedited"].items() if share(starts) >= 0.5]
-
-    def whole(part):
-        return "{:.3f} [{:.3f}, {:.3f}]".format(*judging.resampled([hits for t in counted for hits in part[t]]))
-
-    return tables.markdown(
-        ["", *counted, "all"], [[label, *(share(part[t]) for t in counted), whole(part)] for label, part in got.items()]
-    )
+    heading = ["", "relearned embedding", *(f"inversion, {steps} steps" for steps in attacks.BUDGETS)]
+    return tables.markdown(heading, [[label, *(share(label, i) for i in range(len(heading) - 1))] for label in rows])
 
 
 def ablations(pool: Pool, pure: Pure) -> str:
@@ -282,45 +276,29 @@ def ablations(pool: Pool, pure: Pure) -> str:
         )
 
     rows: dict[str, tuple] = {"the nodes' defaults": (({}, {}, {}), {})}
-    rows |= {f"keep_weight {w:g}": (({}, {"keep_weight": w}, {}), {}) for w in (0.02, 0.1, 0.4, 1.0, 10.0)}
+    rows |= {f"keep_weight {w:g}": (({}, {"keep_weight": w}, {}), {}) for w in (0.2, 0.5, 1.0, 5.0, 20.0)}
+    rows |= {f"sent to the mean of keep, weight {w}": (({}, {**FORMER, "keep_weight": w}, {}), {}) for w in (0.2, 2)}
+    rows["sent to 'a picture' alone"] = (({}, {"instead": "a picture"}, {}), {})
     rows |= {f"ordinary share {s}": (({}, {"ordinary_share": s}, {}), {}) for s in (0.25, 0.75)}
-    rows |= {f"{n} ordinary captions": (({}, {"ordinary": {"count": n}}, {}), {}) for n in (32, 64, 256)}
+    rows |= {f"{n} ordinary captions": (({}, {"ordinary": {"count": n}}, {}), {}) for n in (32, 64)}
     rows["ordinary captions of shapes alone"] = (({}, {"ordinary": {"creatures": 0.0}}, {}), {})
     rows["other ordinary captions"] = (({}, {"ordinary": {"seed": 1}}, {}), {})
-    rows |= {f"no ordinary pictures, weight {w}": (({}, {**ALONE, "keep_weight": w}, {}), {}) for w in (0.2, 3.0)}
-    rows["no ordinary pictures, weight 3, whole layers"] = (({}, {**ALONE, "structure": "whole layer"}, {}), {})
-    rows |= {f"at most {k} directions": (({}, {"max_rank": k}, {}), {}) for k in (1, 2, 4)}
+    rows["no ordinary pictures, weight 3"] = (({}, ALONE, {}), {})
+    rows |= {f"at most {k} directions": (({}, {"max_rank": k}, {}), {}) for k in (1, 4)}
     rows |= {f"weights: {w}": (({}, {}, {"weights": w}), {}) for w in ("keys and values", "output")}
-    rows |= {f"layers: {p}": (({}, {}, {"layers": p}), {}) for p in ("down", "middle", "up")}
-    rows |= {f"strength {s}": (({}, {}, {"strength": s}), {}) for s in (0.5, 0.75)}
+    rows["layers: up"] = (({}, {}, {"layers": "up"}), {})
+    rows["strength .5"] = (({}, {}, {"strength": 0.5}), {})
     rows["whole layers"] = (({}, {"structure": "whole layer"}, {}), {})
-    rows["2 iterations"] = (({}, {}, {"iterations": 2}), {})
     rows["no centring"] = (({}, {"centering": "none"}, {}), {})
     rows |= {f"{n} descriptions beside the name": (({"descriptions": n}, {}, {}), {}) for n in (0, 1, 2)}
     rows |= {f"{n} retained neighbours": (({"neighbours": n}, {}, {}), {}) for n in (0, 2, 4)}
     rows["retained neighbours described too"] = (({"described": 1}, {}, {}), {})
-    rows["no empty prompt in the retain set"] = (({"empty": False}, {}, {}), {})
     rows["one phrasing instead of six"] = (({"templates": "a picture of {}"}, {}, {}), {})
     rows["2 seeds"] = ((*contrast, {}), {"seeds": 2})
     rows["4 steps, all recorded"] = ((*contrast, {}), {"steps": 4, "recorded_steps": 4})
-    rows |= {f"first {r} of 10 steps": ((*contrast, {}), {"recorded_steps": r}) for r in (2, 5)}
+    rows["first 5 of 10 steps"] = ((*contrast, {}), {"recorded_steps": 5})
     rows["a row per position, not their mean"] = (({}, {"positions": True}, {}), {})
-    rows["cfg 4 while recording"] = ((*contrast, {}), {"cfg": 4.0})
-    rows |= {
-        f"paper's rule: energies {f}/{r}, {n} times": (
-            paper(None, {"forget_energy": f, "keep_energy": r}, {"iterations": n}),
-            {},
-        )
-        for f, r, n in (
-            (0.95, 0.95, 1),
-            (0.999, 0.5, 1),
-            (0.9999, 0.5, 1),
-            (0.9999, 0.7, 1),
-            (0.9999, 0.9, 1),
-            (0.9999, 0.9, 2),
-            (0.9999, 0.9, 4),
-        )
-    }
+    rows["paper's rule: energies .9999/.5"] = (paper(), {})
     rows["paper's rule: values"] = (paper(None, None, {"weights": "values"}), {})
     rows["paper's rule: centring"] = (paper(None, {"centering": "mean of keep"}), {})
     rows["paper's rule: per head"] = (paper(None, {"structure": "per head"}), {})
