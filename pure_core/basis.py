@@ -28,7 +28,7 @@ class Settings:
     rule: RuleName = "contrast"
     forget_energy: float = 0.9999
     keep_energy: float = 0.5
-    keep_weight: float = 2.0
+    keep_weight: float = 1.5
     centering: Centering = "mean of keep"
     structure: Structure = "per head"
     max_rank: int = 0

@@ -9,7 +9,7 @@ from .errors import PureError
 
 # From little to much: keep_weight is a kind's own in the middle, a hundred times as much at 0, a hundredth at 1.
 MIDDLE, DECADES = 0.5, 2.0
-IN_TRANSFORMERS = 0.25
+IN_TRANSFORMERS = 1 / 3
 DEFAULTS = Settings()
 
 

@@ -399,7 +399,7 @@ def tune_the_amount() -> Canvas:
     parts = prompts_for(canvas, (THIRD[0], 330), TOP + 420 + GAP, loader, 3)
     columns = ((NOTE[0], 400), (480, 400), (920, 400))
     drawn = []
-    for column, weight, amount in zip(columns, (20.0, 2.0, 0.2), ("little", "middle", "much"), strict=True):
+    for column, weight, amount in zip(columns, (15.0, 1.5, 0.15), ("little", "middle", "much"), strict=True):
         basis = canvas.add("PURE_BuildBasis", column, ROW, 640, {"keep_weight": weight}, **captures)
         edit = canvas.add(
             "PURE_ApplyProjection", column, basis.bottom, 280, {}, model=loader["MODEL"], basis=basis["basis"]

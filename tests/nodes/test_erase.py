@@ -76,6 +76,6 @@ def test_the_dial_turns_the_weight_and_nothing_else(kind):
     without_keys, weights = settings_of(kind, 0.5, keys=False)
     assert (without_keys.keep_weight, weights) == (KINDS[kind].keep_weight, "values")
     transformer = settings_of(kind, 0.5, transformer=True)[0]
-    assert transformer == replace(middle, keep_weight=middle.keep_weight / 4)
+    assert transformer == replace(middle, keep_weight=middle.keep_weight / 3)
     with pytest.raises(PureError, match="amount must be between"):
         weight_of(float("nan"), 3.0)

@@ -121,42 +121,37 @@ def phrased(anchors, role: str) -> list[str]:
     return [p for p in phrasings(anchors, role) if all(w in studio.word_ids() for w in p.replace(",", " ").split())]
 
 
-def text_basis(target, setting):
+def text_basis(target, setting, encode=studio.encode_text):
+    """(128, 128) edit of the text's embeddings; encode: as peers.token_rows takes it."""
     descriptions, forget, retain = setting
     asked = plan(target, descriptions)
-    return peers.edited(
-        peers.text_basis_edit(
-            peers.token_rows(phrased(asked.forget, "forget")),
-            peers.token_rows(phrased(asked.retain, "retain")),
-            forget,
-            retain,
-        )
-    ), ""
+    rows = (
+        peers.token_rows(phrased(side, role), encode)
+        for side, role in ((asked.forget, "forget"), (asked.retain, "retain"))
+    )
+    return peers.text_basis_edit(*rows, forget, retain)
 
 
-def cure(target, setting):
+def cure(target, setting, encode=studio.encode_text):
     descriptions, alpha, with_phrasings = setting
     asked, worded = plan(target, descriptions), phrased if with_phrasings else bare
-    return peers.edited(
-        peers.cure_edit(
-            peers.token_rows(worded(asked.forget, "forget")), peers.token_rows(worded(asked.retain, "retain")), alpha
-        )
-    ), ""
+    rows = (
+        peers.token_rows(worded(side, role), encode)
+        for side, role in ((asked.forget, "forget"), (asked.retain, "retain"))
+    )
+    return peers.cure_edit(*rows, alpha)
 
 
-def uce(target, setting):
+def uce(target, setting, encode=studio.encode_text):
     descriptions, lam, preserve, guide = setting
     asked = plan(target, descriptions)
-    return peers.edited(
-        peers.uce_edit(
-            peers.last_subject_tokens(bare(asked.forget)),
-            peers.last_subject_tokens([guide]),
-            peers.last_subject_tokens(bare(asked.retain)),
-            lam,
-            1.0,
-            preserve,
-        )
-    ), ""
+    tokens = (peers.last_subject_tokens(texts, encode) for texts in (bare(asked.forget), [guide], bare(asked.retain)))
+    return peers.uce_edit(*tokens, lam, 1.0, preserve)
+
+
+def on_the_unet(embedding_edit):
+    """An edit of the text's embeddings as one of the U-Net's weights: (weights, negative prompt)."""
+    return lambda target, setting: (peers.edited(embedding_edit(target, setting)), "")
 
 
 def oce(target, setting):
@@ -171,11 +166,10 @@ def negative(target, descriptions):
     return None, ", ".join(bare(plan(target, descriptions).forget))
 
 
+EMBEDDING_EDITS = {"UCE": (uce, UCE_TRIED), "CURE": (cure, CURE_TRIED), "text basis": (text_basis, TEXT_TRIED)}
 PEERS = {
-    "UCE": (uce, UCE_TRIED),
-    "CURE": (cure, CURE_TRIED),
+    **{name: (on_the_unet(edit), tried) for name, (edit, tried) in EMBEDDING_EDITS.items()},
     "OCE": (oce, OCE_TRIED),
-    "text basis": (text_basis, TEXT_TRIED),
     "negative prompt": (negative, NEGATIVE_TRIED),
 }
 

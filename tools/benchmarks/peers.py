@@ -20,6 +20,8 @@ on the left). Nothing of the pack is used here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from mini_sd import studio
@@ -37,21 +39,22 @@ def edited(edit: Tensor) -> dict[str, Tensor]:
     }
 
 
-def last_subject_tokens(texts: list[str]) -> Tensor:
+Encode = Callable[[list[str]], Tensor]  # texts -> (n, at least 77, 128) embeddings, token by token
+
+
+def last_subject_tokens(texts: list[str], encode: Encode = studio.encode_text) -> Tensor:
     """(n, 128) embedding of each text's last word piece (of the empty prompt: of its beginning)."""
-    return torch.stack(
-        [e[len(studio.token_ids(t)) - 2] for t, e in zip(texts, studio.encode_text(texts), strict=True)]
-    ).double()
+    ends = [len(studio.token_ids(text)) - 2 for text in texts]
+    return torch.stack([e[end] for end, e in zip(ends, encode(texts), strict=True)]).double()
 
 
-def token_rows(texts: list[str]) -> Tensor:
+def token_rows(texts: list[str], encode: Encode = studio.encode_text) -> Tensor:
     """(n, 128) embeddings of every word piece and the first end of each text.
 
     Not of the beginning, which all texts share.
     """
-    return torch.cat(
-        [e[1 : max(2, len(studio.token_ids(t)))] for t, e in zip(texts, studio.encode_text(texts), strict=True)]
-    ).double()
+    ends = [max(2, len(studio.token_ids(text))) for text in texts]
+    return torch.cat([e[1:end] for end, e in zip(ends, encode(texts), strict=True)]).double()
 
 
 def uce_edit(

@@ -1,15 +1,19 @@
-"""Characters erased from the two miniature diffusion transformers with the pack's defaults; the host's sampler draws.
+"""Characters erased from the two miniature diffusion transformers: the pack's defaults, beside the erasers that edit
+what is made of the text's embeddings. The host's sampler draws.
 
     python -m benchmarks.transformers [--only NAME ...] [--each N] [--write]       (in tools/)
 
-On the `test` prompts; about a minute a character and model on two cores.
+On the `test` prompts; about five minutes a character on two cores. An edit W E of every weight that reads the text is
+the same as E on the text's embeddings, whatever comes after, and is done so. Each peer has its published setting, and
+the one of those tried on the miniature U-Net that is best there (PEERS). OCE, which rotates value weights from the left
+by what they make of single tokens, has no such form: in these models an MLP or the picture comes between.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import inprocess
@@ -23,15 +27,21 @@ import torch
 
 from benchmarks import judging, tables
 from benchmarks.erasers import Eraser, character_plan, settings_of
+from benchmarks.methods import EMBEDDING_EDITS
 from get_comfyui import HOME
-from mini_sd import dit_layout
+from mini_sd import dit, dit_layout
 from mini_sd.world import CHARACTERS
 
 BASE = HOME / "transformers"  # not among the models of the host that other tests list
 STEPS, CFG = 12, 4.0
 NAMES = {"sd3": "joint attention (SD 3 layout)", "wan": "cross-attention (Wan t2v layout)"}
+PEERS = {
+    "UCE": ("lam 0.5, preserve 1, guide ''", "lam 0.5, preserve 0.02, guide ''"),
+    "CURE": ("alpha 2", "alpha 100"),
+    "text basis": ("0.99/0.9",),
+}
 WEIGHT = settings_of("object or character", 0.5, transformer=True)[0].keep_weight  # of PURE Erase Concept
-GROUPS = ["named", "name_free", "others", "styles", "shapes"]
+GROUPS = ["named", "name_free", "others", "sharing 1", "styles", "shapes", "background"]
 
 
 @dataclass
@@ -42,6 +52,7 @@ class Studio:
     clip: Any
     vae: Any
     latent: tuple[int, ...]  # shape of one
+    before: dict[tuple[str, int], dict] = field(default_factory=dict)  # (prompt, seed) -> what it draws unedited
 
     @classmethod
     def load(cls, kind: str) -> Studio:
@@ -57,18 +68,26 @@ class Studio:
             (1, 16, 1, 8, 8),
         )
 
-    def conditioning(self, texts: list[str]) -> list:
+    def conditioning(self, texts: list[str], edit: torch.Tensor | None = None) -> list:
+        """Of prompts; edit: (128, 128) E of every token's embedding."""
         encoded = [self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))[0] for text in texts]
         pooled = torch.cat([extra["pooled_output"] for _, extra in encoded])
-        return [[torch.cat([cond for cond, _ in encoded]), {"pooled_output": pooled}]]
+        tokens = torch.cat([cond for cond, _ in encoded])
+        if edit is not None:
+            tokens = torch.cat([tokens[..., : dit.TEXT] @ edit.to(tokens).T, tokens[..., dit.TEXT :]], -1)
+        return [[tokens, {"pooled_output": pooled}]]
+
+    def embeddings(self, texts: list[str]) -> torch.Tensor:
+        """(n, tokens, 128): the part of what the text encoder gives that is not zero."""
+        return self.conditioning(texts)[0][0][..., : dit.TEXT]
 
     @torch.inference_mode()
-    def draw(self, model, entries: list[dict], batch: int = 16) -> torch.Tensor:
-        """(N, 3, 64, 64) pictures of entries by a MODEL, which may be an edited one."""
+    def draw(self, model, entries: list[dict], edit: torch.Tensor | None = None, batch: int = 16) -> torch.Tensor:
+        """(N, 3, 64, 64) pictures of entries by a MODEL, which may be an edited one; edit: as conditioning takes it."""
         out = []
         for some in (entries[i : i + batch] for i in range(0, len(entries), batch)):
             noise = torch.cat([comfy.sample.prepare_noise(torch.zeros(self.latent), e["seed"]) for e in some])
-            positive, negative = self.conditioning([e["prompt"] for e in some]), self.conditioning([""])
+            positive, negative = (self.conditioning(texts, edit) for texts in ([e["prompt"] for e in some], [""]))
             latents = comfy.sample.sample(
                 model,
                 noise,
@@ -85,10 +104,17 @@ class Studio:
             out.append(self.vae.decode(latents).reshape(-1, 64, 64, 3).movedim(-1, 1).clamp(0, 1))
         return torch.cat(out)
 
-    def shares(self, model, entries: list[dict]) -> dict[str, judging.Share]:
-        """Per group how many pictures show what the group is about."""
-        seen = [{**e, "after": s} for e, s in zip(entries, judging.judged(self.draw(model, entries)), strict=True)]
-        return judging.shares(seen)
+    def shares(self, model, entries: list[dict], edit: torch.Tensor | None = None) -> dict[str, judging.Share]:
+        """Per group how many pictures show what the group is about; of things that share an attribute, how many show
+        what the unedited MODEL draws."""
+        new = [e for e in entries if e["group"].startswith("sharing") and (e["prompt"], e["seed"]) not in self.before]
+        if new:
+            seen = judging.judged(self.draw(self.model, new))
+            self.before |= {(e["prompt"], e["seed"]): s for e, s in zip(new, seen, strict=True)}
+        after = judging.judged(self.draw(model, entries, edit))
+        before = [self.before.get((e["prompt"], e["seed"])) for e in entries]
+        parts = zip(entries, before, after, strict=True)
+        return judging.shares([{**e, "before": was, "after": s} for e, was, s in parts])
 
 
 def eraser(studio: Studio, **capture) -> Eraser:
@@ -104,14 +130,28 @@ def main() -> int:
     rows = []
     for kind, name in NAMES.items():
         studio = Studio.load(kind)
-        edits, results = eraser(studio), []
-        for target in options.only:
-            entries = judging.character_entries(target, "test", options.each, 1, 0, 6)
-            edited = edits.erase(character_plan(target), keep_weight=WEIGHT)
-            results.append(studio.shares(edited, entries))
-            print(kind, target, {g: str(results[-1][g]) for g in GROUPS}, flush=True)
-        rows.append([name, *(tables.pooled(results, g) for g in GROUPS)])
-    table = tables.markdown(tables.heading("model", GROUPS), rows)
+        edits = eraser(studio)
+        erasers = {
+            "unedited": lambda _, s=studio: (s.model, None),
+            "PURE, nodes' defaults": lambda t, e=edits: (e.erase(character_plan(t), keep_weight=WEIGHT), None),
+        }
+        for peer, settings in PEERS.items():
+            edit, tried = EMBEDDING_EDITS[peer]
+            for setting in settings:
+                erasers[f"{peer} ({setting})"] = lambda t, s=studio, f=edit, v=tried[setting]: (
+                    s.model,
+                    f(t, v, s.embeddings),
+                )
+        for label, erase in erasers.items():
+            results = []
+            for target in options.only:
+                entries = judging.character_entries(target, "test", options.each, 1, 4, 6)
+                model, edit = erase(target)
+                results.append(studio.shares(model, entries, edit))
+            print(kind, label, {g: str(tables.pooled(results, g)) for g in GROUPS}, flush=True)
+            harmonic = judging.mean([judging.harmonic(share) for share in results])
+            rows.append([f"{name}: {label}", *(tables.pooled(results, g) for g in GROUPS), harmonic])
+    table = tables.markdown(tables.heading("", GROUPS, "harmonic mean"), rows)
     print(table)
     if options.write:
         tables.fill({"transformers": table})

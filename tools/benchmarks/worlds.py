@@ -31,7 +31,7 @@ DEFAULTS, BEFORE, FIRST = (
 CHOSEN_FROM = {  # label: (plan, build, apply)
     FIRST: ({}, {**ALONE, "structure": "whole layer"}, {}),
     BEFORE: ({}, FORMER, {}),
-    **{f"weight {w:g}": ({}, {"keep_weight": w}, {}) for w in (0.5, 1.0, 1.5, 3.0, 5.0)},
+    **{f"weight {w:g}": ({}, {"keep_weight": w}, {}) for w in (0.5, 1.0, 2.0, 3.0, 5.0)},
     "share .25": ({}, {"ordinary_share": 0.25}, {}),
     DEFAULTS: ({}, {}, {}),
 }
