@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks import judging
-from benchmarks.erasers import character_plan
-from benchmarks.transformers import NAMES, WEIGHT, Studio, eraser
+from benchmarks.erasers import character_plan, settings_of
+from benchmarks.transformers import NAMES, Studio, eraser
 from mini_sd import dit, dit_layout
 from run_nodes import whole_clip
 from workflows import ORDINARY
@@ -48,12 +48,12 @@ def test_the_hosts_full_layout_computes_what_the_narrow_weights_do(trained):
 def test_a_character_goes_and_the_others_stay(trained):
     _, studio = trained
     entries = judging.character_entries(TARGET, "test", EACH, 1, 0, 6)
-    before = studio.shares(studio.model, [e for e in entries if not e["group"].startswith(("others", "styles"))])
+    before = studio.shares(studio.model, None, [e for e in entries if not e["group"].startswith(("others", "styles"))])
     assert before["named"].hits == before["name_free"].hits == EACH  # control: the unedited model draws it
     quicker = eraser(studio, steps=5, recorded_steps=5)
-    after = studio.shares(
-        quicker.erase(character_plan(TARGET), keep_weight=WEIGHT, ordinary={"count": ORDINARY}), entries
-    )
+    weight = settings_of("object or character", 0.5, transformer=True)[0].keep_weight  # as PURE Erase Concept has it
+    edited = quicker.erase(character_plan(TARGET), keep_weight=weight, ordinary={"count": ORDINARY})
+    after = studio.shares(edited, None, entries)
     told = {group: str(share) for group, share in after.items()}
     assert after["named"].hits <= 1, told
     assert after["name_free"].hits <= 3, told

@@ -1,9 +1,9 @@
-"""Characters erased from the two miniature diffusion transformers: the pack's defaults, beside the erasers that edit
-what is made of the text's embeddings. The host's sampler draws.
+"""Characters and styles erased from the two miniature diffusion transformers: the pack's defaults, beside the erasers
+that edit what is made of the text's embeddings. The host's sampler draws.
 
-    python -m benchmarks.transformers [--only NAME ...] [--each N] [--write]       (in tools/)
+    python -m benchmarks.transformers [--only characters styles] [--each N] [--write]       (in tools/)
 
-On the `test` prompts; about five minutes a character on two cores. An edit W E of every weight that reads the text is
+On the `test` prompts. An edit W E of every weight that reads the text is
 the same as E on the text's embeddings, whatever comes after, and is done so. Each peer has its published setting, and
 the one of those tried on the miniature U-Net that is best there (PEERS). OCE, which rotates value weights from the left
 by what they make of single tokens, has no such form: in these models an MLP or the picture comes between.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,22 +27,54 @@ import comfy.utils
 import torch
 
 from benchmarks import judging, tables
-from benchmarks.erasers import Eraser, character_plan, settings_of
+from benchmarks.erasers import Eraser, Plan, character_plan, settings_of, style_plan
 from benchmarks.methods import EMBEDDING_EDITS
 from get_comfyui import HOME
 from mini_sd import dit, dit_layout
-from mini_sd.world import CHARACTERS
+from mini_sd.world import ARTISTS, CHARACTERS
 
 BASE = HOME / "transformers"  # not among the models of the host that other tests list
 STEPS, CFG = 12, 4.0
-NAMES = {"sd3": "joint attention (SD 3 layout)", "wan": "cross-attention (Wan t2v layout)"}
-PEERS = {
-    "UCE": ("lam 0.5, preserve 1, guide ''", "lam 0.5, preserve 0.02, guide ''"),
-    "CURE": ("alpha 2", "alpha 100"),
-    "text basis": ("0.99/0.9",),
+NAMES = {"sd3": "SD 3 layout", "wan": "Wan layout"}  # joint attention, cross-attention
+HEADINGS = {"name_free": "described", "sharing 1": "sharing one attribute"}
+Shares = dict[str, judging.Share]
+PEERS = {  # of methods.py's settings
+    "UCE": {
+        "characters": ("lam 0.5, preserve 1, guide ''", "lam 0.5, preserve 0.02, guide ''"),
+        "styles": ("lam 0.5, preserve 1, guide ''", "lam 0.5, preserve 1, guide '', descriptions"),
+    },
+    "CURE": {"characters": ("alpha 2", "alpha 100"), "styles": ("alpha 2", "alpha 20")},
+    "text basis": {"characters": ("0.99/0.9",), "styles": ("0.99/0.9",)},
 }
-WEIGHT = settings_of("object or character", 0.5, transformer=True)[0].keep_weight  # of PURE Erase Concept
-GROUPS = ["named", "name_free", "others", "sharing 1", "styles", "shapes", "background"]
+
+
+@dataclass(frozen=True)
+class What:
+    """What is erased: its kind, each target with PURE's plan, its pictures, and the groups of pictures shown."""
+
+    kind: str
+    targets: list[str]
+    plan: Callable[[str], Plan]
+    entries: Callable[[str, int], list[dict]]
+    groups: list[str]
+
+
+WHAT = {
+    "characters": What(
+        "object or character",
+        list(CHARACTERS),
+        character_plan,
+        lambda target, each: judging.character_entries(target, "test", each, 1, 4, 6),
+        ["named", "name_free", "others", "sharing 1", "styles", "shapes", "background"],
+    ),
+    "styles": What(
+        "artistic style",
+        list(ARTISTS),
+        style_plan,
+        lambda target, each: judging.style_entries(target, "test", each, 6, 12),
+        ["named", "name_free", "others", "characters", "shapes", "background"],
+    ),
+}
 
 
 @dataclass
@@ -104,7 +137,7 @@ class Studio:
             out.append(self.vae.decode(latents).reshape(-1, 64, 64, 3).movedim(-1, 1).clamp(0, 1))
         return torch.cat(out)
 
-    def shares(self, model, entries: list[dict], edit: torch.Tensor | None = None) -> dict[str, judging.Share]:
+    def shares(self, model, edit: torch.Tensor | None, entries: list[dict]) -> dict[str, judging.Share]:
         """Per group how many pictures show what the group is about; of things that share an attribute, how many show
         what the unedited MODEL draws."""
         new = [e for e in entries if e["group"].startswith("sharing") and (e["prompt"], e["seed"]) not in self.before]
@@ -121,40 +154,73 @@ def eraser(studio: Studio, **capture) -> Eraser:
     return Eraser((studio.model, studio.clip, studio.vae), **capture)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=list(CHARACTERS))
-    parser.add_argument("--each", type=int, default=12, help="named and name-free pictures a character")
-    parser.add_argument("--write", action="store_true")
-    options = parser.parse_args()
-    rows = []
+def erasers_of(studio: Studio, what: str) -> dict[str, Callable[[str], tuple[Any, torch.Tensor | None]]]:
+    """label -> function of a target that gives a MODEL and an edit of the text's embeddings."""
+    edits, of = eraser(studio), WHAT[what]
+    weight = settings_of(of.kind, 0.5, transformer=True, keys=False)[0].keep_weight
+
+    def pure(target: str) -> tuple[Any, None]:
+        return edits.erase(of.plan(target), keep_weight=weight), None
+
+    out = {"unedited": lambda _: (studio.model, None), "PURE, nodes' defaults": pure}
+    for peer, tried in PEERS.items():
+        edit, known = EMBEDDING_EDITS[peer]
+        for name in tried[what]:
+            out[f"{peer} ({name})"] = lambda t, f=edit, v=known[name]: (studio.model, f(t, v, studio.embeddings))
+    return out
+
+
+def measured(what: str, each: int) -> dict[str, list[Shares]]:
+    """model: eraser -> per target the share of each group."""
+    out, of = {}, WHAT[what]
     for kind, name in NAMES.items():
         studio = Studio.load(kind)
-        edits = eraser(studio)
-        erasers = {
-            "unedited": lambda _, s=studio: (s.model, None),
-            "PURE, nodes' defaults": lambda t, e=edits: (e.erase(character_plan(t), keep_weight=WEIGHT), None),
+        for label, erase in erasers_of(studio, what).items():
+            results = [studio.shares(*edited, of.entries(t, each)) for t in of.targets for edited in [erase(t)]]
+            print(kind, label, {g: str(tables.pooled(results, g)) for g in of.groups}, flush=True)
+            out[f"{name}: {label}"] = results
+    return out
+
+
+def harmonic(results: list[Shares]) -> float:
+    return judging.mean([judging.harmonic(share) for share in results])
+
+
+def long_table(groups: list[str], found: dict[str, list[Shares]]) -> str:
+    """Everything, with intervals."""
+    rows = [[label, *(tables.pooled(part, g) for g in groups), harmonic(part)] for label, part in found.items()]
+    return tables.markdown(tables.heading("", groups, "harmonic mean"), rows)
+
+
+def short_table(groups: list[str], found: dict[str, list[Shares]]) -> str:
+    """In percent; of each peer the better of its settings."""
+    best: dict[str, list[Shares]] = {}
+    for label, part in found.items():
+        eraser_of = label.split(" (")[0] if label.endswith(")") else label
+        if eraser_of not in best or harmonic(part) > harmonic(best[eraser_of]):
+            best[eraser_of] = part
+    rows = [
+        [label, *(f"{100 * tables.pooled(part, g).value:.0f} %" for g in groups), harmonic(part)]
+        for label, part in best.items()
+    ]
+    return tables.markdown(["", *(HEADINGS.get(g, g) for g in groups), "harmonic mean"], rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=WHAT, default=list(WHAT))
+    parser.add_argument("--each", type=int, default=12, help="named and name-free pictures of each target")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    for what in options.only:
+        found, groups = measured(what, options.each), WHAT[what].groups
+        written = {
+            f"transformers: {what}": long_table(groups, found),
+            f"transformers: {what}, short": short_table(groups, found),
         }
-        for peer, settings in PEERS.items():
-            edit, tried = EMBEDDING_EDITS[peer]
-            for setting in settings:
-                erasers[f"{peer} ({setting})"] = lambda t, s=studio, f=edit, v=tried[setting]: (
-                    s.model,
-                    f(t, v, s.embeddings),
-                )
-        for label, erase in erasers.items():
-            results = []
-            for target in options.only:
-                entries = judging.character_entries(target, "test", options.each, 1, 4, 6)
-                model, edit = erase(target)
-                results.append(studio.shares(model, entries, edit))
-            print(kind, label, {g: str(tables.pooled(results, g)) for g in GROUPS}, flush=True)
-            harmonic = judging.mean([judging.harmonic(share) for share in results])
-            rows.append([f"{name}: {label}", *(tables.pooled(results, g) for g in GROUPS), harmonic])
-    table = tables.markdown(tables.heading("", GROUPS, "harmonic mean"), rows)
-    print(table)
-    if options.write:
-        tables.fill({"transformers": table})
+        print(*written.values(), sep="\n\n", flush=True)
+        if options.write:
+            tables.fill(written)
     return 0
 
 
