@@ -16,6 +16,7 @@ INK, GRID, PAPER = (30, 30, 30), (205, 205, 205), (255, 255, 255)
 BLUE, ORANGE = (0, 90, 181), (230, 140, 30)  # apart for every common kind of colour blindness, and in lightness
 SIZE = (1024, 640)
 LARGE, SMALL = 26, 19  # px: at half size, on a node, still 13 and 9
+DISC = " (disc: last one used)"
 Box = tuple[int, int, int, int]
 
 
@@ -96,7 +97,6 @@ def _spectra(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: Box) -> None:
     def py(v: float) -> float:
         return y1 - (y1 - y0) * (math.log10(max(v, 10.0**low)) - low) / (high - low)
 
-    draw.text((20, 74), rule.CHART.spectrum, fill=INK, font=font(SMALL))
     for power in range(high, low - 1, -max(1, (high - low) // 3)):
         draw.line([(x0, py(10.0**power)), (x1, py(10.0**power))], fill=GRID)
         draw.text((x0 - 10, py(10.0**power)), f"1e{power}" if power else "1", fill=INK, font=font(SMALL), anchor="rm")
@@ -121,9 +121,12 @@ def _spectra(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: Box) -> None:
     weight = basis.recipe.settings.keep_weight if basis.recipe and basis.rule == "contrast" else 0.0
     if 10.0**low < weight < 10.0**high:
         draw.line([(x0, py(weight)), (x1, py(weight))], fill=ORANGE, width=2)
-        draw.text((x1, py(weight) - 4), "keep_weight: half goes", fill=INK, font=font(SMALL), anchor="rb")
+        place, words, letters = (x1, py(weight) - 6), "keep_weight: half goes", font(SMALL)
+        draw.rectangle(draw.textbbox(place, words, letters, anchor="rb"), fill=PAPER)  # over the lines
+        draw.text(place, words, fill=INK, font=letters, anchor="rb")
     for x, y in discs:
         draw.ellipse([x - 6, y - 6, x + 6, y + 6], outline=PAPER, fill=INK)
+    draw.text((20, 74), rule.CHART.spectrum + (DISC if discs else ""), fill=INK, font=font(SMALL))
 
 
 def _bars(

@@ -21,7 +21,7 @@ RIDGE = 0.002  # eps; of the retain rows' mean energy per live channel
 NEGLIGIBLE_SHARE = 0.05  # a direction along which less goes is left alone: it would add rank and no erasure
 LARGEST_RATIO = 1e30  # beyond it a ratio is division by nothing
 NOTHING = 1e-6  # share below which an edit changes nothing
-CHART = ChartWords("times stronger in forget (disc: last one used)", "rank", "best ratio", "{:.0f}")
+CHART = ChartWords("times stronger in forget than in keep", "rank", "best ratio", "{:.0f}")
 HALF, LOW_RATIO = 0.5, 2.0  # below these a layer's edit is too weak to matter
 FOLLOWS = 1e-5  # what a stored M^T U may differ by from what its ratios give
 LONGEST = 3e3  # columns of U: (d / RIDGE)^1/2 bounds how oblique B can make them, 800 at d = 1280
