@@ -43,6 +43,18 @@ class Random:
         return made and made({**self.narrow, **(self.newer if asks else {}), **(self.real if real else {})})
 
 
+LTX_2 = {
+    "image_model": "ltxav",
+    "num_layers": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 256,
+    "audio_attention_head_dim": 4,
+    "audio_cross_attention_dim": 128,
+    "caption_channels": 32,
+    "connector_attention_head_dim": 8,
+    "connector_num_attention_heads": 4,
+    "connector_num_layers": 1,
+}
 WAN = {
     "image_model": "wan2.1",
     "model_type": "t2v",
@@ -200,6 +212,20 @@ TRANSFORMERS = {
             "cross_attention_dim": 256,
             "caption_channels": 32,
         },
+        extra={"attention_mask": ("tokens",)},
+        side=4,
+    ),
+    "LTX-2": Random(  # video alone; its context is the video's and the sound's, one behind the other
+        "LTXAV",
+        LTX_2,
+        context=64,
+        extra={"attention_mask": ("tokens",)},
+        side=4,
+    ),
+    "LTX-2.3": Random(  # each head is gated; its text comes at the widths of the blocks
+        "LTXAV",
+        {**LTX_2, "apply_gated_attention": True, "caption_proj_before_connector": True},
+        context=384,
         extra={"attention_mask": ("tokens",)},
         side=4,
     ),

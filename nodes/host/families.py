@@ -106,7 +106,7 @@ CROSS_ATTENTION = (
     ),
     Family(
         "LTX Video",
-        r"transformer_blocks\.\d+\.(audio_)?attn2",
+        r"transformer_blocks\.\d+\.attn2",  # LTX-2's sound has attention of its own, and is left alone
         values=Part("to_v"),
         keys=Part("to_k"),
         output=Part("to_out.0"),
@@ -184,6 +184,7 @@ NATIVE_SIDE = {
     "WAN21_Camera": 480,
     "WAN22": 704,
     "LTXV": 512,
+    "LTXAV": 512,
     "HunyuanVideo": 512,
     "CosmosVideo": 704,
 }

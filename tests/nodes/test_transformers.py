@@ -40,6 +40,8 @@ NAMES = {
     "Kandinsky 5": "visual_transformer_blocks.0.cross_attention",
     "Cosmos 1": "blocks.block0.blocks.1.block.attn",
     "LTX Video": "transformer_blocks.0.attn2",
+    "LTX-2": "transformer_blocks.0.attn2",
+    "LTX-2.3": "transformer_blocks.0.attn2",
     "SD 3": "joint_blocks.0",
     "SD 3.5 medium": "joint_blocks.0",
     "Qwen-Image": "transformer_blocks.0.attn",
@@ -99,7 +101,9 @@ def independent_rows(family, model, clip, texts, monkeypatch):
         for site in sites
     ]
     handles += [
-        root.get_submodule(site.name).register_forward_pre_hook(lambda *_, name=site.name: current.append(name))
+        root.get_submodule(site.name).register_forward_pre_hook(
+            lambda module, args, name=site.name: current.append((name, gates_of(module, args)))
+        )
         for site in sites
     ]
 
@@ -108,7 +112,8 @@ def independent_rows(family, model, clip, texts, monkeypatch):
             out = original(q, k, v, heads, mask=mask, **kwargs)
             # i2v: another call for a start picture
             if current and ("i2v" not in family or v.data_ptr() == of_text[0].data_ptr()):
-                calls.append((current.pop(), (q, k, v, heads), {"mask": mask, **kwargs}))
+                name, gates = current.pop()
+                calls.append((name, (q, k, v, heads), {"mask": mask, **kwargs}, gates))
             return out
 
         return spy
@@ -136,7 +141,7 @@ def independent_rows(family, model, clip, texts, monkeypatch):
                 seed=0,
             )
             for site in sites:
-                own = [(args, kwargs) for name, args, kwargs in calls if name == site.name]
+                own = [call for name, *call in calls if name == site.name]
                 assert len(own) == STEPS["recorded_steps"]
                 rows[site.name].append(torch.cat([row_of(family, *call) for call in own]))
     for handle in handles:
@@ -144,13 +149,20 @@ def independent_rows(family, model, clip, texts, monkeypatch):
     return {name: torch.stack(own) for name, own in rows.items()}
 
 
-def row_of(family, args, kwargs):
+def gates_of(attention, args):
+    """LTX-2.3 weighs each head's output, token by token, (1, tokens, heads); None elsewhere."""
+    logits = getattr(attention, "to_gate_logits", None)
+    return logits and 2 * torch.sigmoid(logits(args[0]).double())
+
+
+def row_of(family, args, kwargs, gates=None):
     """The row of one attention call, (1, d)."""
     q, k = args[:2]
     axis = 2 if kwargs.get("skip_reshape") else 1
     queries, keys = q.shape[axis], k.shape[axis]
     if family not in JOINT:
-        return explicit(*args, torch.arange(keys), **kwargs).mean(1)
+        rows = explicit(*args, torch.arange(keys), **kwargs)
+        return (rows if gates is None else rows * gates.repeat_interleave(rows.shape[-1] // args[3], -1)).mean(1)
     patch = 1 if family == "Flux.2" else 2
     pictures = (TRANSFORMERS[family].side // patch) ** 2
     text = queries - pictures
