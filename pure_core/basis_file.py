@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from .activations import ModelIdentity, SiteShape
 from .basis import MATRICES, TENSORS, ConceptBasis, Edit, Recipe, RuleName, Structure
 from .checked_file import MOST_SITES, check_file, read_head, reading, typed
-from .contrast import LONGEST
+from .contrast import LONGEST_REFILL
 from .errors import PureError
 from .rules import RULES
 from .whole_file import new_file
@@ -137,7 +137,7 @@ def edit_fault(edit: Edit, shape: SiteShape) -> str | None:
         return "shapes do not fit together"
     if tuple(edit.refill.shape) not in {(d, 0), (d, r)}:
         return "what is drawn instead does not fit"
-    if not (edit.refill.double().norm(dim=0) <= LONGEST).all():
+    if not (edit.refill.double().norm(dim=0) <= LONGEST_REFILL).all():
         return "what is drawn instead is larger than any row"
     if shape.heads < 1 or d % shape.heads or shape.context < 1:
         return "heads do not fit its width"

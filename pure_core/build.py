@@ -54,7 +54,7 @@ def build_basis(
         replacement.anchors if replacement else Anchors(),
     )
     basis = ConceptBasis(sites, forget.shapes, settings.rule, settings.structure, forget.model, recipe)
-    return basis, [*pair_warnings(forget, retain, settings, ordinary), *find_faults(basis)]
+    return basis, [*pair_warnings(forget, retain, settings, ordinary, replacement), *find_faults(basis)]
 
 
 def kept_moments(name: str, retain: Activations | None, ordinary: Activations | None, share: float) -> Moments | None:
@@ -102,30 +102,46 @@ def check_replacement(forget: Activations, replacement: Activations | None) -> N
 def goal_row(
     name: str, replacement: Activations | None, ordinary: Activations | None, settings: Settings
 ) -> torch.Tensor | None:
-    """(d,) where a site's forget rows are sent; None: to the mean of what is kept.
+    """(d,) where a site's forget rows are sent; None: nowhere, so that they lose what sets them apart.
 
     The mean row of what is drawn instead (not of the empty prompt), or else of the prompts that ask for nothing in
     particular, where there are any. Only the contrast rule can send rows anywhere.
     """
-    source = replacement or (ordinary if settings.rule == "contrast" else None)
-    if source is None:
+    if replacement:
+        source, wanted = replacement, [c for c in replacement.anchors.concepts if c != EMPTY]
+    elif ordinary and sends_to_neutral(ordinary, settings):
+        source, wanted = ordinary, [PLAIN]
+    else:
         return None
-    concepts = source.anchors.concepts
-    of = [i for i, concept in enumerate(concepts) if (concept != EMPTY if replacement else concept == PLAIN)]
-    return source.sums[name][of].sum(0) / sum(source.rows[i] for i in of) if of else None
+    of = [source.anchors.concepts.index(concept) for concept in wanted]
+    return source.sums[name][of].sum(0) / sum(source.rows[i] for i in of)
+
+
+def sends_to_neutral(ordinary: Activations, settings: Settings) -> bool:
+    """Whether the rule sends a concept to what the neutral prompts of this capture render."""
+    return settings.rule == "contrast" and PLAIN in ordinary.anchors.concepts
 
 
 def pair_warnings(
-    forget: Activations, retain: Activations | None, settings: Settings, ordinary: Activations | None = None
+    forget: Activations,
+    retain: Activations | None,
+    settings: Settings,
+    ordinary: Activations | None = None,
+    replacement: Activations | None = None,
 ) -> list[str]:
     """Warnings on what is to be kept."""
     found = []
     if settings.rule == "contrast" and settings.keep_weight == 0 and (retain or ordinary):
-        found.append("keep_weight is 0, so nothing is spared. Use .1 or more.")
+        found.append("keep_weight is 0, so nothing is spared. Use 1 or more.")
     if ordinary is None and settings.rule == "contrast" and settings.keep_weight < ALONE:
         found.append(
             "Nothing is connected to ordinary, so what you did not list is hardly spared. Connect PURE Capture "
             f"Ordinary Pictures, or set keep_weight to {ALONE:g}."
+        )
+    if ordinary and settings.rule == "contrast" and not replacement and not sends_to_neutral(ordinary, settings):
+        found.append(
+            "The capture at ordinary does not say what a picture of nothing in particular looks like, so more of the "
+            "concept stays. Make it with PURE Capture Ordinary Pictures."
         )
     if retain is None and ordinary is None:
         found.append(
@@ -221,6 +237,8 @@ def describe_basis(basis: ConceptBasis, warnings: list[str], closest: list[Neigh
     captions = len(recipe.ordinary.prompts) if recipe else 0
     ordinary = f", and {captions} ordinary pictures" if captions else ""
     drawn = shortened([c for c in recipe.replacement.concepts if c != EMPTY]) if recipe else ""
+    if recipe and not drawn and basis.rule == "contrast" and PLAIN in recipe.ordinary.concepts:
+        drawn = "nothing in particular"
     instead = f" Draws {drawn} instead." if drawn else ""
     lines = [
         *(f"Warning: {w}" for w in warnings),

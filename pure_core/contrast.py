@@ -25,6 +25,9 @@ CHART = ChartWords("times stronger in forget than in keep", "rank", "best ratio"
 HALF, LOW_RATIO = 0.5, 2.0  # below these a layer's edit is too weak to matter
 FOLLOWS = 1e-5  # what a stored M^T U may differ by from what its ratios give
 LONGEST = 3e3  # columns of U: (d / RIDGE)^1/2 bounds how oblique B can make them, 800 at d = 1280
+# Columns of the refill: as oblique, times at most 1 / (2 RIDGE^1/2) of a direction's share, 11, times the goal's
+# distance over a kept row's usual length, which is within 10.
+LONGEST_REFILL = 1e5
 
 
 def edit(
@@ -54,13 +57,15 @@ def removed_share(ratios: Tensor, weight: float) -> Tensor:
 def refill_share(ratios: Tensor, weight: float, mean: Tensor) -> Tensor:
     """c = mean / (ratio + weight): how much of the way to a goal g each direction X of a row brings, (r,).
 
+    A weight below RIDGE counts as RIDGE: without any, a direction that is hardly there would bring all of the way.
+
     mean: X^T f, of the mean forget row f. The E that minimises mean |E h_F - g|^2 + weight mean |E h_R - h_R|^2 is
 
         (weight B + g f^T) (A + weight B)^-1 = weight B (A + weight B)^-1 + g (X c)^T.
 
     Not in the paper; UCE's guide concept (Gandikota et al., 2024) is the same idea for text embeddings.
     """
-    return mean / (ratios + weight)
+    return mean / (ratios + max(weight, RIDGE))
 
 
 def contrast_rank(ratios: Tensor, weight: float, max_rank: int = 0) -> int:

@@ -6,7 +6,7 @@ from pure_pack.pure_core.activations import merge_activations
 from pure_pack.pure_core.basis import TENSORS, Settings
 from pure_pack.pure_core.build import build_basis, describe_basis
 from pure_pack.pure_core.charts import basis_chart
-from pure_pack.pure_core.contrast import RIDGE, contrast_directions, removed_share
+from pure_pack.pure_core.contrast import LONGEST_REFILL, RIDGE, contrast_directions, removed_share
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.leakage import movement
 from pure_pack.pure_core.moments import mixed
@@ -291,6 +291,7 @@ def test_a_basis_is_finite_whatever_the_scale_of_the_activations(scale, retain):
 
 
 ORDINARY = captured("retain", ["a red circle", "a blue star"], [rows(False, 5, 100), rows(False, 6, 100)])
+WITH_NEUTRAL = captured("retain", [TOGETHER, PLAIN], [rows(False, 5, 100), rows(False, 6, 100)])
 
 
 def test_ordinary_pictures_are_their_share_of_what_is_kept():
@@ -331,7 +332,7 @@ def test_ordinary_pictures_alone_are_all_that_is_kept():
 @pytest.mark.parametrize("structure", ["whole layer", "per head"])
 def test_what_is_drawn_instead_is_where_the_forget_rows_go(structure, centering):
     """Against (w B + g f^T) (A + w B)^-1 put together by hand, per block of channels, with every direction kept."""
-    weight = 1e-6  # no direction is negligible
+    weight = RIDGE  # no direction that tells is negligible
     settings = Settings(structure=structure, centering=centering, keep_weight=weight)
     basis, _ = build_basis(FORGET, RETAIN, settings, replacement=INSTEAD)
     parts = HEADS if structure == "per head" else 1
@@ -357,14 +358,15 @@ def test_what_is_drawn_instead_is_where_the_forget_rows_go(structure, centering)
 
 
 def test_what_is_drawn_instead_is_in_the_report_and_nothing_else_changes():
-    plain, _ = build_basis(FORGET, RETAIN, Settings(), ORDINARY)
+    plain, neutral = (build_basis(FORGET, RETAIN, Settings(), o)[0] for o in (ORDINARY, WITH_NEUTRAL))
     other, warnings = build_basis(FORGET, RETAIN, Settings(), ORDINARY, INSTEAD)
     for name in LAYERS:
         assert torch.equal(plain.sites[name].u, other.sites[name].u)
         assert torch.equal(plain.sites[name].left, plain.sites[name].u)
         assert not torch.equal(other.sites[name].left, other.sites[name].u)
     assert "Draws a dog instead." in describe_basis(other, warnings)
-    assert "instead" not in describe_basis(plain, warnings)
+    assert "Draws nothing in particular instead." in describe_basis(neutral, warnings)
+    assert "instead" not in describe_basis(plain, [])
 
 
 def test_the_empty_prompt_is_not_drawn_instead():
@@ -406,8 +408,33 @@ def test_what_cannot_be_drawn_instead_is_refused():
 
 def test_without_ordinary_pictures_a_low_weight_is_warned_of():
     assert "hardly spared" in build_basis(FORGET, RETAIN, Settings())[1][0]
-    assert build_basis(FORGET, RETAIN, Settings(), ORDINARY)[1] == []  # control
+    assert build_basis(FORGET, RETAIN, Settings(), WITH_NEUTRAL)[1] == []  # control
     assert build_basis(FORGET, RETAIN, Settings(keep_weight=3.0))[1] == []  # control
+
+
+def test_a_capture_that_is_not_of_ordinary_pictures_is_warned_of():
+    """It has no neutral prompts, and the defaults were chosen with them."""
+    words = "does not say what a picture of nothing in particular looks like"
+    assert [words in w for w in build_basis(FORGET, RETAIN, Settings(), ORDINARY)[1]] == [True]
+    for settings, ordinary, instead in (
+        (Settings(), WITH_NEUTRAL, None),
+        (Settings(), ORDINARY, INSTEAD),
+        (whole_layer("energy"), ORDINARY, None),
+    ):
+        assert not any(words in w for w in build_basis(FORGET, RETAIN, settings, ordinary, instead)[1])  # control
+
+
+def test_nothing_grows_without_bound_where_nothing_is_kept():
+    """A direction that is hardly there would bring all of the way to where the concept goes."""
+    own = torch.randn(60, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) @ CONCEPT.T
+    forget = captured("forget", ["zorbo"], [own + 1e-5 * SHARED[:, 5]] * 2)
+    for weight in (0.0, 1e-6, 0.005):
+        for structure in ("per head", "whole layer"):
+            settings = Settings(keep_weight=weight, structure=structure, centering="none")
+            basis, _ = build_basis(forget, RETAIN, settings, WITH_NEUTRAL)
+            for edit in basis.sites.values():
+                assert edit.refill.shape == edit.u.shape
+                assert edit.refill.norm(dim=0).max() < LONGEST_REFILL / 10
 
 
 def test_what_is_no_capture_of_ordinary_pictures_is_refused():
