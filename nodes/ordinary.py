@@ -30,7 +30,10 @@ class CaptureOrdinary(io.ComfyNode):
                     "language",
                     options=list(ORDINARY),
                     default="pictures",
-                    tooltip="pictures: captions in plain English. booru tags: for checkpoints that are asked by tags.",
+                    tooltip=(
+                        "pictures: captions in plain English. booru tags: for checkpoints that are asked by tags. "
+                        "Choose it for captions of your own, too."
+                    ),
                 ),
                 io.String.Input(
                     "captions",

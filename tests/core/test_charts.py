@@ -40,6 +40,16 @@ def test_the_spectrum_of_the_contrast_rule_shows_ratios_the_weight_and_the_kept_
     assert orange[1] == 0
 
 
+def test_of_whole_layers_discs_show_where_the_edit_ends_and_of_heads_none():
+    def ink(structure):
+        """Dark pixels of the spectra, their title left out."""
+        basis = build_basis(FORGET, RETAIN, whole_layer("contrast", keep_weight=0, structure=structure))[0]
+        return int((basis_chart(basis)[0, 110:560, 75:470].mean(-1) < 0.2).sum())
+
+    assert ink("per head") == 0
+    assert ink("whole layer") > 60
+
+
 def test_the_leakage_charts_bars_grow_with_the_leakage_for_any_number_of_layers():
     for n in (1, 16, 70):
         sites = [f"input_blocks.{i}.1.transformer_blocks.0.attn2" for i in range(n)]

@@ -1,4 +1,4 @@
-"""With the nodes' defaults a character goes from trained transformers too: joint attention and cross-attention.
+"""With the settings of PURE Erase Concept a character goes from trained transformers, too.
 
 On `test` prompts, pictures by the host's own sampler.
 """

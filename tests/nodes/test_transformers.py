@@ -152,7 +152,7 @@ def independent_rows(family, model, clip, texts, monkeypatch):
 def gates_of(attention, args):
     """LTX-2.3 weighs each head's output, token by token, (1, tokens, heads); None elsewhere."""
     logits = getattr(attention, "to_gate_logits", None)
-    return logits and 2 * torch.sigmoid(logits(args[0]).double())
+    return None if logits is None else 2 * torch.sigmoid(logits(args[0]).double())
 
 
 def row_of(family, args, kwargs, gates=None):

@@ -152,7 +152,8 @@ def relearning(original: judging.Weights, edited: judging.Weights, lam: float = 
     """(128, 128) R that makes of any text embedding c the c' = R c from which the edited weights come closest to what
     the original ones make of c (RECE, arXiv 2407.12383):
 
-        R = (lam I + sum W'^T W')^-1 sum W'^T W, summed over all key and value weights W (original) and W' (edited).
+        R = (lam tr(G)/d I + G)^-1 sum W'^T W, G = sum W'^T W', over all key and value weights W (original) and
+        W' (edited).
     """
     names = [n for n in edited if n.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
     if not names:

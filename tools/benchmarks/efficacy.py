@@ -25,27 +25,10 @@ from scipy.stats import spearmanr
 
 from . import attacks, judging, tables
 from .methods import ALONE, FORMER, PAPER, PAPER_TRIED, PEERS, PURE_STYLES_TRIED, PURE_TRIED, Pure
+from .tables import DEFAULTS, UNEDITED
 from mini_sd import studio
 from mini_sd.world import ARTISTS, CHARACTERS
 
-SHORT = {  # groups of pictures in the readers' tables -> their headings
-    "characters": {
-        "named": "named",
-        "name_free": "described",
-        "others": "others",
-        "sharing 1": "sharing one attribute",
-        "shapes": "shapes",
-        "background": "background",
-    },
-    "styles": {
-        "named": "named",
-        "name_free": "described",
-        "others": "other styles",
-        "characters": "characters",
-        "shapes": "shapes",
-        "background": "background",
-    },
-}
 FULL = {
     "each": 200,
     "others": 10,
@@ -60,7 +43,7 @@ ASKED_SHORT = {
 }  # beside the peers' defaults, which have the name alone
 
 
-DEFAULTS, PAPERS_RULE = "PURE, nodes' defaults", "PURE by the paper's rule"
+PAPERS_RULE = "PURE by the paper's rule"
 NOT_ATTACKED = ("negative prompt", "CURE")  # no edit; one that leaves most of the characters
 
 
@@ -169,7 +152,7 @@ def main_tables(
     first = seen[DEFAULTS]
     unedited = judging.shares(judging.distinct([e for part in first for e in part]), "before")
     scored = {
-        "unedited": [{g: share for g, share in unedited.items() if not g.startswith("sharing")}],
+        UNEDITED: [{g: share for g, share in unedited.items() if not g.startswith("sharing")}],
         **{label: [judging.shares(s) for s in part] for label, part in seen.items()},
     }
     groups = [
@@ -208,7 +191,7 @@ def main_tables(
     ]
     what = "characters" if targets[0] in CHARACTERS else "styles"
     return scored, {
-        "short": tables.short(scored, SHORT[what]),
+        "short": tables.short(scored, tables.SHORT[what]),
         "summary": tables.markdown(tables.heading("", groups, "worst other: mean, lowest", "harmonic mean"), summary),
         "each": tables.markdown(tables.heading("erased", groups, "worst other", "harmonic mean"), own),
         "paired": tables.markdown(tables.heading("", kept), paired),
@@ -243,7 +226,7 @@ def cost(pure: Pure, best: dict) -> str:
 
 def white_box(pool: Pool, pure: Pure, best: dict) -> str:
     """With the edited model's weights in hand: relearned embeddings of the name, and concept inversion."""
-    rows = {"unedited": lambda t: (None, ""), DEFAULTS: lambda t: pure.edit(t)}
+    rows = {UNEDITED: lambda t: (None, ""), DEFAULTS: lambda t: pure.edit(t)}
     rows |= {
         f"{name}, best tried": lambda t, make=make, v=tried[best[name]]: make(t, v)
         for name, (make, tried) in {PAPERS_RULE: (pure.edit, PAPER_TRIED), **PEERS}.items()
@@ -278,7 +261,7 @@ def ablations(pool: Pool, pure: Pure) -> str:
     rows: dict[str, tuple] = {"the nodes' defaults": (({}, {}, {}), {})}
     rows |= {f"keep_weight {w:g}": (({}, {"keep_weight": w}, {}), {}) for w in (0.2, 0.5, 1.0, 5.0, 20.0)}
     rows |= {f"sent to the mean of keep, weight {w}": (({}, {**FORMER, "keep_weight": w}, {}), {}) for w in (0.2, 2)}
-    rows["sent to 'a picture' alone"] = (({}, {"instead": "a picture"}, {}), {})
+    rows["sent to 'a picture' in six phrasings"] = (({}, {"instead": "a picture"}, {}), {})
     rows |= {f"ordinary share {s}": (({}, {"ordinary_share": s}, {}), {}) for s in (0.25, 0.75)}
     rows |= {f"{n} ordinary captions": (({}, {"ordinary": {"count": n}}, {}), {}) for n in (32, 64)}
     rows["ordinary captions of shapes alone"] = (({}, {"ordinary": {"creatures": 0.0}}, {}), {})
@@ -438,7 +421,7 @@ def main() -> int:
                 keep(f"characters: {name}", table)
             if options.write:
                 plots.tradeoff(
-                    {k: v for k, v in scored.items() if k != "unedited"}, tables.DOCUMENTS / "evidence_tradeoff.png"
+                    {k: v for k, v in scored.items() if k != UNEDITED}, tables.DOCUMENTS / "evidence_tradeoff.png"
                 )
                 with torch.inference_mode():
                     plots.sheet({t: pure.edit(t)[0] for t in characters}, tables.DOCUMENTS / "evidence_pictures.png")

@@ -175,7 +175,8 @@ def sample_alone(model, clip, texts: tuple[str, ...], trajectory: sampling.Traje
 
 
 def without_neutral(ordinary):
-    """A capture of ordinary pictures that names no neutral ones: what is erased then goes to the mean of the rest."""
+    """A capture of ordinary pictures that names no neutral ones: what is erased then goes to the mean of what is kept,
+    these among it."""
     sums = {name: rows.sum(0, keepdim=True) for name, rows in ordinary.sums.items()}
     anchors = replace(ordinary.anchors, concepts=(TOGETHER,))
     return replace(ordinary, sums=sums, rows=(sum(ordinary.rows),), anchors=anchors)

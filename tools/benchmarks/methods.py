@@ -45,7 +45,7 @@ PAPER_TRIED = {
     )
 }
 PAPER = "0.9999/0.5, 1 times, 1 descriptions"
-PURE_STYLES_TRIED = {  # for artists; their plan has no name without its descriptions' phrasings to vary
+PURE_STYLES_TRIED = {  # for artists
     "defaults": ({}, {}, {}),
     "values, weight 2": ({}, {"keep_weight": 2.0}, {"weights": "values"}),
     "weight 3": ({}, {"keep_weight": 3.0}, {}),

@@ -9,6 +9,25 @@ from .judging import Share, harmonic, mean, worst_other
 
 Shares = dict[str, Share]
 DOCUMENTS = Path(__file__).resolve().parents[2] / "docs"
+UNEDITED, DEFAULTS = "unedited", "PURE, nodes' defaults"
+SHORT = {  # groups of pictures in the readers' tables -> their headings
+    "characters": {
+        "named": "named",
+        "name_free": "described",
+        "others": "others",
+        "sharing 1": "sharing one attribute",
+        "shapes": "shapes",
+        "background": "background",
+    },
+    "styles": {
+        "named": "named",
+        "name_free": "described",
+        "others": "other styles",
+        "characters": "characters",
+        "shapes": "shapes",
+        "background": "background",
+    },
+}
 
 
 def markdown(header: list[str], rows: list[list]) -> str:
@@ -58,16 +77,20 @@ def short(scored: dict[str, list[Shares]], groups: dict[str, str]) -> str:
 
     groups: a group of pictures -> its heading.
     """
-    first = "PURE, nodes' defaults"
-    best = {label.split(",")[0]: label for label in scored if label not in ("unedited", first)}  # the last is the best
+    best = {label.split(",")[0]: label for label in scored if label not in (UNEDITED, DEFAULTS)}  # the last is the best
+    shown = {label.split(" (")[0]: scored[label] for label in scored if label in (UNEDITED, DEFAULTS, *best.values())}
+    return in_percent(shown, groups)
+
+
+def in_percent(results: dict[str, list[Shares]], groups: dict[str, str]) -> str:
+    """A row for each label, with the mean of the harmonic means."""
     rows = [
         [
-            label.split(" (")[0],
-            *(f"{100 * pooled(results, g).value:.0f} %" for g in groups),
-            f"{mean([harmonic(r) for r in results]):.2f}" if label != "unedited" else "-",
+            label,
+            *("-" if isinstance(share := pooled(part, g), str) else f"{100 * share.value:.0f} %" for g in groups),
+            "-" if label.endswith(UNEDITED) else f"{mean([harmonic(share) for share in part]):.2f}",
         ]
-        for label, results in scored.items()
-        if label in ("unedited", first, *best.values())
+        for label, part in results.items()
     ]
     return markdown(["", *groups.values(), "harmonic mean"], rows)
 

@@ -36,8 +36,6 @@ from mini_sd.world import ARTISTS, CHARACTERS
 BASE = HOME / "transformers"  # not among the models of the host that other tests list
 STEPS, CFG = 12, 4.0
 NAMES = {"sd3": "SD 3 layout", "wan": "Wan layout"}  # joint attention, cross-attention
-HEADINGS = {"name_free": "described", "sharing 1": "sharing one attribute"}
-Shares = dict[str, judging.Share]
 PEERS = {  # of methods.py's settings
     "UCE": {
         "characters": ("lam 0.5, preserve 1, guide ''", "lam 0.5, preserve 0.02, guide ''"),
@@ -162,7 +160,7 @@ def erasers_of(studio: Studio, what: str) -> dict[str, Callable[[str], tuple[Any
     def pure(target: str) -> tuple[Any, None]:
         return edits.erase(of.plan(target), keep_weight=weight), None
 
-    out = {"unedited": lambda _: (studio.model, None), "PURE, nodes' defaults": pure}
+    out = {tables.UNEDITED: lambda _: (studio.model, None), tables.DEFAULTS: pure}
     for peer, tried in PEERS.items():
         edit, known = EMBEDDING_EDITS[peer]
         for name in tried[what]:
@@ -170,7 +168,7 @@ def erasers_of(studio: Studio, what: str) -> dict[str, Callable[[str], tuple[Any
     return out
 
 
-def measured(what: str, each: int) -> dict[str, list[Shares]]:
+def measured(what: str, each: int) -> dict[str, list[tables.Shares]]:
     """model: eraser -> per target the share of each group."""
     out, of = {}, WHAT[what]
     for kind, name in NAMES.items():
@@ -182,28 +180,24 @@ def measured(what: str, each: int) -> dict[str, list[Shares]]:
     return out
 
 
-def harmonic(results: list[Shares]) -> float:
+def harmonic(results: list[tables.Shares]) -> float:
     return judging.mean([judging.harmonic(share) for share in results])
 
 
-def long_table(groups: list[str], found: dict[str, list[Shares]]) -> str:
+def long_table(groups: list[str], found: dict[str, list[tables.Shares]]) -> str:
     """Everything, with intervals."""
     rows = [[label, *(tables.pooled(part, g) for g in groups), harmonic(part)] for label, part in found.items()]
     return tables.markdown(tables.heading("", groups, "harmonic mean"), rows)
 
 
-def short_table(groups: list[str], found: dict[str, list[Shares]]) -> str:
-    """In percent; of each peer the better of its settings."""
-    best: dict[str, list[Shares]] = {}
+def short_table(what: str, found: dict[str, list[tables.Shares]]) -> str:
+    """In per cent; of each peer the better of its settings."""
+    best: dict[str, list[tables.Shares]] = {}
     for label, part in found.items():
-        eraser_of = label.split(" (")[0] if label.endswith(")") else label
-        if eraser_of not in best or harmonic(part) > harmonic(best[eraser_of]):
-            best[eraser_of] = part
-    rows = [
-        [label, *(f"{100 * tables.pooled(part, g).value:.0f} %" for g in groups), harmonic(part)]
-        for label, part in best.items()
-    ]
-    return tables.markdown(["", *(HEADINGS.get(g, g) for g in groups), "harmonic mean"], rows)
+        name = label.split(" (")[0]
+        if name not in best or harmonic(part) > harmonic(best[name]):
+            best[name] = part
+    return tables.in_percent(best, tables.SHORT[what])
 
 
 def main() -> int:
@@ -216,7 +210,7 @@ def main() -> int:
         found, groups = measured(what, options.each), WHAT[what].groups
         written = {
             f"transformers: {what}": long_table(groups, found),
-            f"transformers: {what}, short": short_table(groups, found),
+            f"transformers: {what}, short": short_table(what, found),
         }
         print(*written.values(), sep="\n\n", flush=True)
         if options.write:
