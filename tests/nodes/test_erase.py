@@ -1,11 +1,15 @@
 """The graph that PURE Erase Concept stands for, and what its dial and its kinds set."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from pure_pack.nodes.erase import EraseConcept
 from pure_pack.nodes.host import expansion
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.kinds import KINDS, settings_of, weight_of
+
+from random_transformers import RandomText, load_transformer
 
 MODEL, CLIP, VAE = ["1", 0], ["1", 1], ["1", 2]
 
@@ -79,3 +83,23 @@ def test_the_dial_turns_the_weight_and_nothing_else(kind):
     assert transformer == replace(middle, keep_weight=middle.keep_weight / 3)
     with pytest.raises(PureError, match="amount must be between"):
         weight_of(float("nan"), 3.0)
+
+
+def built_by_the_node(model, clip, kind):
+    """What the node sets of PURE Build Basis, and which weights of PURE Apply Projection."""
+    node = EraseConcept.PREPARE_CLASS_CLONE({})
+    links = {"inputs": {"model": MODEL, "clip": CLIP}}
+    node.hidden = SimpleNamespace(unique_id="9", dynprompt=SimpleNamespace(get_node=lambda _: links))
+    given = {i.id: i.default for i in node.GET_SCHEMA().inputs if getattr(i, "default", None) is not None}
+    made = node.execute(**given | {"model": model, "clip": clip, "forget": "miplo", "kind": kind}).expand
+    of = {part["class_type"]: part["inputs"] for part in made.values()}
+    return of["PURE_BuildBasis"]["keep_weight"], of["PURE_ApplyProjection"]["weights"]
+
+
+def test_the_settings_are_those_of_the_models_family(mini):
+    style = KINDS["artistic style"]
+    assert built_by_the_node(*mini[:2], "object or character") == (1.5, "values")
+    assert built_by_the_node(*mini[:2], "artistic style") == (style.with_keys, "keys and values")
+    transformer = load_transformer("SD 3"), RandomText("SD 3")
+    assert built_by_the_node(*transformer, "object or character") == (pytest.approx(0.5), "values")
+    assert built_by_the_node(*transformer, "artistic style") == (pytest.approx(style.keep_weight / 3), "values")
