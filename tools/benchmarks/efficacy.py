@@ -215,7 +215,12 @@ def cost(pure: Pure, best: dict) -> str:
     with torch.inference_mode():
         eraser, plan = pure.nodes.Eraser((pure.eraser().model, pure.eraser().clip)), pure.nodes.character_plan("miplo")
         captures = seconds(lambda: (eraser.merged(plan.forget, "forget"), eraser.merged(plan.retain, "retain")))
-        rows = [["PURE: captures", captures], ["PURE: basis and apply", seconds(lambda: eraser.erase(plan))]]
+        ordinary = seconds(eraser.ordinary)
+        rows = [
+            ["PURE: captures", captures],
+            ["PURE: ordinary pictures, once for a MODEL", ordinary],
+            ["PURE: basis and apply", seconds(lambda: eraser.erase(plan))],
+        ]
         rows += [
             [f"{name}: edit", seconds(lambda make=make, v=tried[best[name]]: make("miplo", v))]
             for name, (make, tried) in PEERS.items()
