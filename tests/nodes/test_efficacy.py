@@ -19,9 +19,10 @@ from run_nodes import prompts
 from workflows import ORDINARY
 
 CLOSE, FOUR = "dorrit", ("dorrit", "zorbo", "bramby", "pelluna")
-# Of these with the defaults, 160 named and name-free, 112 others' and 64 pictures of shapes: share of erased characters
-# seen in named and in name-free prompts, and of others and of plain shapes drawn as asked.
-MEASURED = {"named": 0.044, "name_free": 0.163, "others": 0.991, "shapes": 0.969}
+# Share of erased characters seen in named and in name-free prompts, and of others and of plain shapes drawn as asked.
+# Of these with the defaults it was 0 and 0 of 160, 111 of 112, 62 of 64; of all eight, with full captures, 0 and 2 of
+# 1,600 (docs/tables/characters.md), whose interval ends at .005.
+MEASURED = {"named": 0.005, "name_free": 0.005, "others": 0.991, "shapes": 0.969}
 KEPT = ("others", "shapes")
 RARE = 1e-3  # one false alarm in a thousand runs of the same code on other seeds
 
@@ -66,7 +67,7 @@ def test_erased_kept_and_still_pictures(eraser):
     assert before["named"].value >= 0.95
     assert before["name_free"].value >= 0.95
     assert after["named"].value <= 0.05, told
-    assert after["name_free"].value <= 0.20, told
+    assert after["name_free"].value <= 0.06, told
     assert after["others"].value >= before["others"].value - 0.05, told
     for what in ("background", "style"):
         assert after[what].value >= before[what].value - 0.10, told
