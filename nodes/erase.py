@@ -159,7 +159,8 @@ class EraseConcept(io.ComfyNode):
         vae=None,
     ) -> io.NodeOutput:
         found = sites.attention_sites(model)
-        settings, weights = settings_of(kind, amount, not sites.is_unet(found), "keys" in found[0].weights)
+        replacing, transformer = bool(replace_with.strip()), not sites.is_unet(found)
+        settings, weights = settings_of(kind, amount, transformer, "keys" in found[0].weights, replacing)
         prompts, *_ = make_prompts(forget, keep, kind)  # says what is wrong with the lists before anything is sampled
         refuse_same(prompts.texts, anchor_prompts(replace_with, "forget", kind).texts)
         sampling.encode_empty(model, clip, found)

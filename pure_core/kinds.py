@@ -9,7 +9,9 @@ from .errors import PureError
 
 # From little to much: keep_weight is a kind's own in the middle, a hundred times as much at 0, a hundredth at 1.
 MIDDLE, DECADES = 0.5, 2.0
-IN_TRANSFORMERS = 1 / 3
+# Parts of the weight: where descriptions hold out longer, and where something of its own is to be drawn instead, which
+# takes more of the way there than nothing in particular.
+IN_TRANSFORMERS, REPLACING = 1 / 3, 2 / 15
 DEFAULTS = Settings()
 
 
@@ -40,16 +42,18 @@ def weight_of(amount: float, middle: float) -> float:
     return float(middle * 10 ** (2 * DECADES * (MIDDLE - amount)))
 
 
-def settings_of(kind: str, amount: float, transformer: bool = False, keys: bool = True) -> tuple[Settings, str]:
+def settings_of(
+    kind: str, amount: float, transformer: bool = False, keys: bool = True, replacing: bool = False
+) -> tuple[Settings, str]:
     """The settings of a basis, and which projections are edited, for a kind and an amount.
 
-    keys: whether the MODEL's keys can be edited. transformer: for a MODEL that is no U-Net, where descriptions of a
-    concept hold out longer: the weight is IN_TRANSFORMERS of a U-Net's.
+    keys: whether the MODEL's keys can be edited. transformer: for a MODEL that is no U-Net. replacing: where something
+    else is to be drawn instead.
     """
     check_offered("kind", kind, tuple(KINDS))
     own = KINDS[kind]
     middle, weights = own.keep_weight, "values"
     if keys and own.with_keys is not None:
         middle, weights = own.with_keys, "keys and values"
-    weight = weight_of(amount, middle * (IN_TRANSFORMERS if transformer else 1.0))
-    return Settings(keep_weight=weight), weights
+    part = (IN_TRANSFORMERS if transformer else 1.0) * (REPLACING if replacing else 1.0)
+    return Settings(keep_weight=weight_of(amount, part * middle)), weights

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import binom
 
 from benchmarks import judging
-from benchmarks.erasers import Eraser, character_plan, describe, narrow
+from benchmarks.erasers import Eraser, character_plan, describe, narrow, settings_of
 from benchmarks.judging import Share
 from mini_sd import studio
 from mini_sd.world import CHARACTERS
@@ -81,7 +81,8 @@ def test_what_is_to_be_drawn_instead_is_drawn(eraser):
         seen = judging.see(narrow(eraser.erase(character_plan("zorbo"), **FEWER, **build)), entries, beside=False)
         return [sum(e["after"]["character"] == name for e in seen) / len(seen) for name in ("zorbo", "pelluna")]
 
-    erased, instead = drawn(instead="pelluna")
+    weight = settings_of("object or character", 0.5, replacing=True)[0].keep_weight  # as PURE Erase Concept has it
+    erased, instead = drawn(instead="pelluna", keep_weight=weight)
     assert erased <= 0.1
     assert instead >= 0.5
     assert drawn()[1] <= 0.1  # control
@@ -93,7 +94,7 @@ def test_the_measure_ranks_edits_as_the_judge_does(eraser):
     Each edit that leaves the character alone reads higher than each one that takes it.
     """
     read: dict[str, list[float]] = {"seen": [], "gone": []}
-    for apply, build in (({"strength": 0.25}, {}), ({"strength": 0.5}, {}), ({}, {"keep_weight": 0.02}), ({}, {})):
+    for apply, build in (({"strength": 0.2}, {}), ({"strength": 0.4}, {}), ({}, {"keep_weight": 0.02}), ({}, {})):
         model = eraser.erase(character_plan(CLOSE), apply, **FEWER, **build)
         shares = judging.shares(
             judging.see(narrow(model), judging.character_entries(CLOSE, "choose", 16, 0, 0, 0), beside=False)

@@ -81,17 +81,20 @@ def test_the_dial_turns_the_weight_and_nothing_else(kind):
     assert (without_keys.keep_weight, weights) == (KINDS[kind].keep_weight, "values")
     transformer = settings_of(kind, 0.5, transformer=True)[0]
     assert transformer == replace(middle, keep_weight=middle.keep_weight / 3)
+    replacing = settings_of(kind, 0.5, replacing=True)[0]
+    assert replacing.keep_weight == pytest.approx(middle.keep_weight * 2 / 15)
+    assert replace(replacing, keep_weight=middle.keep_weight) == middle
     with pytest.raises(PureError, match="amount must be between"):
         weight_of(float("nan"), 3.0)
 
 
-def built_by_the_node(model, clip, kind):
+def built_by_the_node(model, clip, kind, **inputs):
     """What the node sets of PURE Build Basis, and which weights of PURE Apply Projection."""
     node = EraseConcept.PREPARE_CLASS_CLONE({})
     links = {"inputs": {"model": MODEL, "clip": CLIP}}
     node.hidden = SimpleNamespace(unique_id="9", dynprompt=SimpleNamespace(get_node=lambda _: links))
     given = {i.id: i.default for i in node.GET_SCHEMA().inputs if getattr(i, "default", None) is not None}
-    made = node.execute(**given | {"model": model, "clip": clip, "forget": "miplo", "kind": kind}).expand
+    made = node.execute(**given | {"model": model, "clip": clip, "forget": "miplo", "kind": kind, **inputs}).expand
     of = {part["class_type"]: part["inputs"] for part in made.values()}
     return of["PURE_BuildBasis"]["keep_weight"], of["PURE_ApplyProjection"]["weights"]
 
@@ -99,6 +102,8 @@ def built_by_the_node(model, clip, kind):
 def test_the_settings_are_those_of_the_models_family(mini):
     style = KINDS["artistic style"]
     assert built_by_the_node(*mini[:2], "object or character") == (1.5, "values")
+    instead = built_by_the_node(*mini[:2], "object or character", replace_with="pelluna")
+    assert instead == (pytest.approx(0.2), "values")
     assert built_by_the_node(*mini[:2], "artistic style") == (style.with_keys, "keys and values")
     transformer = load_transformer("SD 3"), RandomText("SD 3")
     assert built_by_the_node(*transformer, "object or character") == (pytest.approx(0.5), "values")
