@@ -121,24 +121,21 @@ def phrased(anchors, role: str) -> list[str]:
     return [p for p in phrasings(anchors, role) if all(w in studio.word_ids() for w in p.replace(",", " ").split())]
 
 
+def rows_of_both(asked, worded, encode):
+    """Embeddings of every token of what is to forget and of what is to keep; worded: bare or phrased."""
+    sides = ((asked.forget, "forget"), (asked.retain, "retain"))
+    return [peers.token_rows(worded(side, role), encode) for side, role in sides]
+
+
 def text_basis(target, setting, encode=studio.encode_text):
     """(128, 128) edit of the text's embeddings; encode: as peers.token_rows takes it."""
     descriptions, forget, retain = setting
-    asked = plan(target, descriptions)
-    rows = (
-        peers.token_rows(phrased(side, role), encode)
-        for side, role in ((asked.forget, "forget"), (asked.retain, "retain"))
-    )
-    return peers.text_basis_edit(*rows, forget, retain)
+    return peers.text_basis_edit(*rows_of_both(plan(target, descriptions), phrased, encode), forget, retain)
 
 
 def cure(target, setting, encode=studio.encode_text):
     descriptions, alpha, with_phrasings = setting
-    asked, worded = plan(target, descriptions), phrased if with_phrasings else bare
-    rows = (
-        peers.token_rows(worded(side, role), encode)
-        for side, role in ((asked.forget, "forget"), (asked.retain, "retain"))
-    )
+    rows = rows_of_both(plan(target, descriptions), phrased if with_phrasings else bare, encode)
     return peers.cure_edit(*rows, alpha)
 
 

@@ -3,10 +3,10 @@ that edit what is made of the text's embeddings. The host's sampler draws.
 
     python -m benchmarks.transformers [--only characters styles] [--each N] [--write]       (in tools/)
 
-On the `test` prompts. An edit W E of every weight that reads the text is
-the same as E on the text's embeddings, whatever comes after, and is done so. Each peer has its published setting, and
-the one of those tried on the miniature U-Net that is best there (PEERS). OCE, which rotates value weights from the left
-by what they make of single tokens, has no such form: in these models an MLP or the picture comes between.
+On the `test` prompts. An edit W E of every weight that reads the text is the same as E on the text's embeddings,
+whatever comes after, and is done so. Each peer has its published setting, and the one of those tried on the miniature
+U-Net that is best there (PEERS). OCE, which rotates value weights from the left by what they make of single tokens, has
+no such form: in these models an MLP or the picture comes between.
 """
 
 from __future__ import annotations
