@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from playwright.sync_api import Browser as Chromium
@@ -15,7 +15,7 @@ from get_comfyui import find_chromium
 
 DESKTOP, LAPTOP = (1920, 1080), (1366, 768)
 OPEN_SECONDS = 120
-NEW_USER = {
+QUIET = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Minimap.Visible": False,
     "Comfy.VueNodes.Enabled": False,
@@ -71,13 +71,21 @@ def chromium() -> Iterator[Chromium]:
 class Browser:
     """The web UI of a running server in a page of a Chromium.
 
-    errors: what the console and uncaught exceptions said, (text, address).
+    settings: the user's, QUIET unless others are given. errors: what the console and uncaught exceptions said, (text,
+    address).
     """
 
-    def __init__(self, running: Chromium, server: Server, size: tuple[int, int] = DESKTOP, shots: Path | None = None):
+    def __init__(
+        self,
+        running: Chromium,
+        server: Server,
+        size: tuple[int, int] = DESKTOP,
+        shots: Path | None = None,
+        settings: Mapping[str, object] = QUIET,
+    ):
         self.shots = shots
         self.errors: list[tuple[str, str]] = []
-        server.post("/settings", NEW_USER)
+        server.post("/settings", dict(settings))
         self.page: Page = running.new_page(viewport={"width": size[0], "height": size[1]})
         self.page.on(
             "console", lambda m: self.errors.append((m.text, m.location.get("url", ""))) if m.type == "error" else None

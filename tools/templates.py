@@ -34,6 +34,8 @@ API = json.loads((pack.PROJECT / "tests" / "nodes" / "api.json").read_text(encod
 NOTE, FIRST, SECOND, THIRD = (40, 380), (460, 330), (830, 400), (1270, 390)  # columns: left edge and width
 TOP, GAP, TITLE = 120, 60, 80  # of a column's first node, between nodes, of a group above its first node
 GROUP = "#3f789e"
+# Of the first view: right of the sidebar and below the bar with the workflow's name, at this scale.
+SCALE, OFFSET = 0.8, [52, 34]
 Wire = tuple["Node", str]
 
 
@@ -116,7 +118,7 @@ class Canvas:
             "links": self.links,
             "groups": self.groups,
             "config": {},
-            "extra": {"ds": {"scale": 0.8, "offset": [0, 0]}},
+            "extra": {"ds": {"scale": SCALE, "offset": OFFSET}},
             "version": 0.4,
         }
 
