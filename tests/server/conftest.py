@@ -8,6 +8,7 @@ import pytest
 from browser import Browser, chromium
 from comfyui_server import Server
 from get_comfyui import PROJECT, Host, get_frontend
+from graphs import graph
 from mini_sd.layout import install_checkpoint
 
 
@@ -27,6 +28,12 @@ def server(base):
             yield running
     finally:
         extra.unlink()
+
+
+@pytest.fixture(scope="module")
+def done(server):
+    """What the small graph gives."""
+    return server.run(graph())
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,9 @@
 
 import copy
 
+import numpy as np
+from PIL import Image
+
 SMALL = {
     "loader": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "mini_sd.safetensors"}},
     "lists": {
@@ -110,3 +113,8 @@ def graph(**changes):
             out[node]["inputs"].update(inputs)
             out[node]["inputs"] = {k: v for k, v in out[node]["inputs"].items() if v is not None}
     return out
+
+
+def picture(server, outputs, node="picture"):
+    """The picture that a node of a run gave, int16."""
+    return np.asarray(Image.open(server.file(outputs[node]["images"][0])), dtype=np.int16)
