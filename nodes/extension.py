@@ -12,6 +12,7 @@ from .compare import CompareImages
 from .erase import EraseConcept, ShowErasure
 from .export import SaveCheckpoint, SaveLoRA
 from .host.paths import register_folder, warn_of_folder_name
+from .judge import JudgeImages
 from .measure import MeasureLeakage
 from .ordinary import CaptureOrdinary
 from .prompts import ConceptPrompts
@@ -38,6 +39,7 @@ class PureExtension(ComfyExtension):
             ApplyProjection,
             MeasureLeakage,
             CompareImages,
+            JudgeImages,
             SaveLoRA,
             SaveCheckpoint,
         ]
