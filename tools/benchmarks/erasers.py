@@ -87,10 +87,11 @@ class Anchors:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is forgotten and what is retained."""
+    """What is forgotten and what is retained; captions: what is not as usual about those of ordinary pictures."""
 
     forget: tuple[Anchors, ...]
     retain: tuple[Anchors, ...]
+    captions: tuple[tuple[str, float], ...] = ()
 
 
 EMPTY = Anchors("")
@@ -127,7 +128,8 @@ PLAIN = ("a red circle", "a blue star", "a green square", "a purple heart", "an 
 def style_plan(style: str, descriptions: int = 2, plain: bool = True) -> Plan:
     """Forget an artist and descriptions of the style.
 
-    Retain the other artists, the characters, plain things and the empty prompt.
+    Retain the other artists, the characters, plain things, the empty prompt, and ordinary pictures in no style: they
+    never show what is to be forgotten.
     """
     artistic = (("kind", "artistic style"),)
     described = tuple(Anchors(line, (("templates", IN_STYLE),)) for line in STYLES[style][:descriptions])
@@ -136,6 +138,7 @@ def style_plan(style: str, descriptions: int = 2, plain: bool = True) -> Plan:
     return Plan(
         (Anchors(ARTISTS[style], artistic), *described),
         (EMPTY, *artists, *(Anchors(c, BARE) for c in (*CHARACTERS, *(PLAIN if plain else ())))),
+        (("styled", 0.0),),
     )
 
 
@@ -244,10 +247,10 @@ class Eraser:
     ):
         """The basis of a plan, with the node's defaults where nothing is given.
 
-        ordinary: captions, None for none. neutral: whether the concept is sent to what the neutral prompts render, or
-        else to the mean of what is kept. instead: what is drawn instead, if anything.
+        ordinary: captions, where they are not the plan's; None for none. neutral: whether the concept is sent to what
+        the neutral prompts render, or else to the mean of what is kept. instead: what is drawn instead, if anything.
         """
-        pictures = None if ordinary is None else self.ordinary(**ordinary)
+        pictures = None if ordinary is None else self.ordinary(**{**dict(plan.captions), **ordinary})
         return run(
             BuildBasis,
             forget=self.merged(plan.forget, "forget", positions),

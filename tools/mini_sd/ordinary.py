@@ -1,4 +1,4 @@
-"""Captions of ordinary pictures of the toy world: unnamed creatures and plain shapes, in no artist's style."""
+"""Captions of ordinary pictures of the toy world: unnamed creatures and plain shapes, some in a style."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import random
 
 from .world import CHARACTERS, caption, sample_scene
 
-COUNT, CREATURES = 128, 0.75
+COUNT, CREATURES, STYLED = 128, 0.75, 0.3
 
 
-def captions(count: int = COUNT, creatures: float = CREATURES, seed: int = 0) -> tuple[str, ...]:
-    """Distinct captions of the world's own grammar, so many of them of creatures; never of a character's looks."""
+def captions(
+    count: int = COUNT, creatures: float = CREATURES, styled: float = STYLED, seed: int = 0
+) -> tuple[str, ...]:
+    """Distinct captions of the world's own grammar, shares of them of creatures and in a style that is described; never
+    of a character's looks."""
     rng = random.Random(f"ordinary {seed}")
-    wanted = {"creature": round(count * creatures)}
-    wanted["shapes"] = count - wanted["creature"]
-    out: dict[str, str] = {}
+    wanted, out = {}, {}
+    for kind, n in (("creature", round(count * creatures)), ("shapes", count - round(count * creatures))):
+        wanted[kind, True] = round(n * styled)
+        wanted[kind, False] = n - wanted[kind, True]
     while any(wanted.values()):
         scene = sample_scene(rng)
-        plain = scene.style == "none" and scene.creature not in CHARACTERS.values()
-        text = caption(scene, rng)
-        if plain and wanted.get(scene.kind) and text not in out:
-            wanted[scene.kind] -= 1
-            out[text] = scene.kind
+        text, sort = caption(scene, rng, name_style=False), (scene.kind, scene.style != "none")
+        if wanted.get(sort) and text not in out and scene.creature not in CHARACTERS.values():
+            wanted[sort] -= 1
+            out[text] = sort
     return tuple(out)

@@ -1,6 +1,6 @@
 """Trains the picture tower of clip.py and the text's projection, contrastively, on drawings of this world.
 
-    python -m mini_sd.train_clip [--steps 3000] [--out DIR]        (in tools/; under an hour on two busy CPU cores)
+    python -m mini_sd.train_clip [--steps 2000] [--out DIR]        (in tools/; under an hour on two busy CPU cores)
 
 The text encoder stays as the miniature Stable Diffusion has it. "a picture" and its like fit whatever is no named
 character.
@@ -70,7 +70,7 @@ def drawings(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=FILE.parent)
     options = parser.parse_args()
     torch.manual_seed(0)
