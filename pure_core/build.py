@@ -215,14 +215,15 @@ def find_faults(basis: ConceptBasis) -> list[str]:
 
 
 def found_sentence(basis: ConceptBasis, closest: list[Neighbour]) -> str:
-    """What was found, in one sentence for a person."""
+    """What was found, for a person: the verdict first, short enough for a node."""
     rule = RULES[basis.rule]
     clear = sum(edit.strongest >= CLEAR for edit in basis.sites.values())
     best = max((float(edit.values.max()) for edit in basis.sites.values() if edit.rank), default=0.0)
-    name = shortened(basis.recipe.forget.concepts) if basis.recipe else "The concept"
-    strength = f", at best {best:,.0f} {rule.VALUES}" if basis.rule == "contrast" else ""
+    name = shortened(basis.recipe.forget.concepts, most=1) if basis.recipe else "the concept"
+    where = f"Found clearly in {clear} of {len(basis.sites)} layers" if clear else "Not found clearly in any layer"
+    strength = f" At best {best:,.0f} {rule.VALUES}." if basis.rule == "contrast" else ""
     near = f" Closest of what is kept: {closest[0].kept}." if closest else ""
-    return f"{name}: found clearly in {clear} of {len(basis.sites)} layers{strength}.{near}"
+    return f"{where}: {name}.{strength}{near}"
 
 
 def shortened(concepts: Sequence[str], most: int = 2) -> str:

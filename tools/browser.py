@@ -180,21 +180,28 @@ class Browser:
             )
         )
 
-    def drop_from_search(self, name: str, at: tuple[int, int] = (700, 400)) -> None:
-        """Double-clicks an empty place of the canvas, types a name, takes the first result, and puts it down there."""
-        self.page.evaluate(
-            "(() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-3000, 0]; app.canvas.setDirty(true, true) })()"
-        )
+    def drop_from_search(self, title: str, at: tuple[int, int] = (700, 400), words: str = "") -> int:
+        """Double-clicks an empty place of the canvas, types words (the title, where none are given), takes the first
+        result of that title, and puts it down there. Returns how often the mouse was clicked."""
         self.page.mouse.dblclick(*at)
-        self.page.wait_for_timeout(1000)
-        self.page.keyboard.type(name, delay=20)
-        self.page.locator(".p-autocomplete-option, [data-testid=result-item]", has_text=name).first.click()
-        self.page.wait_for_timeout(300)
-        if self.page.evaluate(
-            "app.canvas.state?.ghostNodeId != null"
-        ):  # in newer frontends it hangs on the pointer until a click
+        self.page.wait_for_function("document.activeElement?.tagName === 'INPUT'")
+        self.page.keyboard.type(words or title, delay=20)
+        self.page.locator(".p-autocomplete-option, [data-testid=result-item]", has_text=title).first.click()
+        self.page.wait_for_timeout(500)
+        hangs = self.page.evaluate("app.canvas.state?.ghostNodeId != null")  # on the pointer, in newer frontends
+        if hangs:
             self.page.mouse.move(*at)
             self.page.mouse.click(*at)
+        return 3 + bool(hangs)
+
+    def look_at(self, x: float = 0, y: float = 0) -> None:
+        """Puts a place of the canvas into the upper left corner, at full size, and waits until that is drawn."""
+        drawn = self.page.evaluate(
+            "([x, y]) => { const c = app.canvas; c.ds.scale = 1; c.ds.offset = [-x, -y]; c.setDirty(true, true); "
+            "return c.frame }",
+            [x, y],
+        )
+        self.page.wait_for_function("frame => app.canvas.frame > frame + 1", arg=drawn)
 
     def clear(self) -> None:
         self.page.evaluate("app.graph.clear()")

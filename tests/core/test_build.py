@@ -1,5 +1,7 @@
 """Bases from activations: both rules, structures, centring, faults."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pure_pack.pure_core.activations import merge_activations
@@ -285,3 +287,12 @@ def test_a_basis_is_finite_whatever_the_scale_of_the_activations(scale, retain):
         for edit in basis.sites.values():
             assert all(torch.isfinite(getattr(edit, part)).all() for part in TENSORS)
         basis_chart(basis)
+
+
+def test_a_report_begins_with_what_was_found():
+    many = captured("forget", ["zorbo", "a round golden critter"], [torch.cat([rows(True, 1)] * 2), rows(True, 2, 120)])
+    for forget, named in ((FORGET, "zorbo."), (many, "zorbo and 1 more.")):
+        basis, warnings = build_basis(forget, RETAIN, whole_layer())
+        assert describe_basis(basis, warnings).startswith(f"Found clearly in 2 of 2 layers: {named} At best ")
+    weak = replace(basis, sites={n: replace(e, m=e.m * 1e-9) for n, e in basis.sites.items()})
+    assert describe_basis(weak, []).startswith("Not found clearly in any layer: zorbo")

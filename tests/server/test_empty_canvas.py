@@ -15,16 +15,7 @@ class Hands:
     def find(self, words: str, title: str, at: tuple[int, int]) -> str:
         """Puts down the node of this title that the search shows for the words; returns its id."""
         known = {n["id"] for n in self.ui.nodes()}
-        self.page.mouse.dblclick(*at)
-        self.page.wait_for_timeout(1000)
-        self.page.keyboard.type(words, delay=20)
-        self.page.locator(".p-autocomplete-option, [data-testid=result-item]", has_text=title).first.click()
-        self.page.wait_for_timeout(500)
-        self.clicks += 3
-        if self.page.evaluate("app.canvas.state?.ghostNodeId != null"):  # newer: it hangs on the pointer
-            self.page.mouse.move(*at)
-            self.page.mouse.click(*at)
-            self.clicks += 1
+        self.clicks += self.ui.drop_from_search(title, at, words)
         (new,) = [n["id"] for n in self.ui.nodes() if n["id"] not in known]
         return new
 
@@ -61,7 +52,7 @@ class Hands:
 def graph_by_hand(ui: Browser) -> tuple[Hands, str]:
     """Load Checkpoint and PURE Erase Concept, wired and filled in; the hands that did it, and the eraser's id."""
     ui.clear()
-    ui.page.evaluate("(() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0] })()")
+    ui.look_at(0, 0)
     hands = Hands(ui)
     loader = hands.find("load checkpoint", "Load Checkpoint", (250, 250))
     erase = hands.find("erase", "PURE Erase Concept", (800, 250))
@@ -90,7 +81,7 @@ def test_erase_is_typed_two_nodes_are_wired_two_boxes_filled_and_it_runs(ui):
     assert ui.run()["error"] is None
     hands.clicks += 1
     shown = {n["id"]: n for n in ui.nodes()}[erase]
-    assert shown["text"].startswith("miplo, blue square creature with an antenna and one big eye: found")
+    assert shown["text"].startswith("Found clearly in 7 of 7 layers: miplo and 1 more.")
     assert shown["pictures"] == 1
     ui.shot("from an empty canvas")
     assert hands.clicks == 12

@@ -158,7 +158,7 @@ def test_with_a_vae_it_shows_before_and_after_with_two_seeds(server):
     assert grid.shape != chart.shape
     assert grid.shape[1] > 2 * 256
     told = next(o["text"][0] for node, o in outputs.items() if node.startswith("erase.") and "Still there?" in str(o))
-    assert told.startswith("miplo: found clearly in")
+    assert told.startswith("Found clearly in 7 of 7 layers: miplo.")
     assert "Projected values of 7 of 7" in told
 
 

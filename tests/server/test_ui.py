@@ -49,6 +49,7 @@ def small(seed=0, forget="miplo"):
 def test_a_node_is_found_by_its_name_and_dropped_in(site):
     ui = site[1]
     ui.clear()
+    ui.look_at(3000)
     ui.drop_from_search("PURE Build Basis")
     ui.page.wait_for_function("app.graph.nodes.length === 1 && app.graph.nodes[0].type === 'PURE_BuildBasis'")
 
