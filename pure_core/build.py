@@ -12,9 +12,9 @@ from .basis import MATRICES, TENSORS, ConceptBasis, Edit, Recipe, Settings
 from .errors import PureError
 from .moments import Moments, mixed
 from .neighbours import Neighbour, closest_kept, describe_closest
-from .ordinary import PLAIN
+from .ordinary import NEUTRAL, PLAIN
 from .projection import block_diagonal
-from .prompts import EMPTY, refuse_same, refuse_shared
+from .prompts import EMPTY, in_both, refuse_same, refuse_shared
 from .rules import RULES
 
 ALONE = 3.0  # keep_weight that measurement found where only neighbours are kept, and no ordinary pictures
@@ -143,6 +143,12 @@ def pair_warnings(
             "The capture at ordinary does not say what a picture of nothing in particular looks like, so more of the "
             "concept stays. Make it with PURE Capture Ordinary Pictures."
         )
+    kept_anyway = in_both(forget.anchors.prompts, ordinary.anchors.prompts) if ordinary else []
+    if kept_anyway:
+        found.append(
+            f"{kept_anyway[0]!r} is also among the ordinary pictures, which stay as they are, so less of it goes. "
+            "Say in other words what to erase, or write captions of your own without it."
+        )
     if retain is None and ordinary is None:
         found.append(
             "Nothing is listed to keep, so everything that your concept shares with other pictures goes too. "
@@ -226,6 +232,12 @@ def found_sentence(basis: ConceptBasis, closest: list[Neighbour]) -> str:
     return f"{where}: {name}.{strength}{near}"
 
 
+def captions_of(ordinary: Anchors) -> list[str]:
+    """The captions among the prompts of a capture of ordinary pictures: neither the empty prompt nor neutral ones."""
+    neutral = {text for texts in NEUTRAL.values() for text in texts}
+    return [text for text in ordinary.prompts if text and not (PLAIN in ordinary.concepts and text in neutral)]
+
+
 def shortened(concepts: Sequence[str], most: int = 2) -> str:
     """The first few concepts, and how many more there are."""
     return ", ".join(concepts[:most]) + (f" and {len(concepts) - most} more" if len(concepts) > most else "")
@@ -235,7 +247,7 @@ def describe_basis(basis: ConceptBasis, warnings: list[str], closest: list[Neigh
     """The report: warnings first, then what is erased and what is most like it, then a line per layer."""
     rule, recipe = RULES[basis.rule], basis.recipe
     kept = ", ".join(recipe.retain.concepts) if recipe else ""
-    captions = len(recipe.ordinary.prompts) if recipe else 0
+    captions = len(captions_of(recipe.ordinary)) if recipe else 0
     ordinary = f", and {captions} ordinary pictures" if captions else ""
     drawn = shortened([c for c in recipe.replacement.concepts if c != EMPTY]) if recipe else ""
     if recipe and not drawn and basis.rule == "contrast" and PLAIN in recipe.ordinary.concepts:

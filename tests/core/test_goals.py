@@ -7,7 +7,7 @@ from pure_pack.pure_core.build import build_basis, describe_basis
 from pure_pack.pure_core.contrast import LONGEST_REFILL, RIDGE, contrast_directions, removed_share
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.moments import mixed
-from pure_pack.pure_core.ordinary import PLAIN, TOGETHER
+from pure_pack.pure_core.ordinary import NEUTRAL, PLAIN, TOGETHER
 from pure_pack.pure_core.prompts import EMPTY
 from torch.testing import assert_close
 
@@ -166,3 +166,19 @@ def test_what_is_no_capture_of_ordinary_pictures_is_refused():
     other = captured("retain", ["a red circle"], [rows(False, 5), rows(False, 6)], weights="another")
     with pytest.raises(PureError, match="capture of ordinary pictures differ in the attention weights"):
         build_basis(FORGET, RETAIN, Settings(), other)
+
+
+def test_a_report_counts_captions_alone():
+    prompts = ("a red circle", "a blue star", "", *NEUTRAL["pictures"])
+    ordinary = captured("retain", [TOGETHER, PLAIN], [rows(False, 5), rows(False, 6)], prompts=prompts)
+    assert ", and 2 ordinary pictures." in describe_basis(build_basis(FORGET, RETAIN, Settings(), ordinary)[0], [])
+
+
+@pytest.mark.parametrize("prompt", ["A drawing", "a blue star"])
+def test_what_is_to_go_and_is_among_the_ordinary_pictures_is_warned_of(prompt):
+    """It would be kept; or sent to itself, and nothing would happen without a word."""
+    prompts = ("a red circle", "a blue star", "", *NEUTRAL["pictures"])
+    ordinary = captured("retain", [TOGETHER, PLAIN], [rows(False, 5), rows(False, 6)], prompts=prompts)
+    forget = captured("forget", ["zorbo"], [rows(True, 1), rows(True, 2)], prompts=["zorbo", prompt])
+    assert f"{prompt!r} is also among the ordinary pictures" in build_basis(forget, RETAIN, Settings(), ordinary)[1][0]
+    assert build_basis(FORGET, RETAIN, Settings(), ordinary)[1] == []  # control
