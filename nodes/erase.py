@@ -8,12 +8,21 @@ from comfy_api.latest import io
 
 from ..pure_core.kinds import KINDS, settings_of
 from ..pure_core.ordinary import STEPS
-from ..pure_core.prompts import anchor_prompts, make_prompts, refuse_same
+from ..pure_core.prompts import anchor_prompts, make_prompts, read_lines, refuse_same
 from . import sockets
 from .host import expansion, reporting, sampling, sites
 
-NEXT = "Still there? Raise amount, or describe it in more words. Others changed? Add them to keep, or lower amount."
+NEXT = (
+    "Compare above and below. Still there? Raise amount, or describe it in more words. "
+    "Others changed? Add them to keep, or lower amount."
+)
 SIZE = "0: the size the MODEL was trained for. Smaller is faster."
+
+
+def shown_prompts(forget: str, keep: str, kind: str) -> list[str]:
+    """What to draw before and after: the first two lines to forget, a name and a description, and the first to keep."""
+    erased = [anchor_prompts(line, "forget", kind).texts[0] for line in read_lines(forget).lines[:2]]
+    return erased + [anchor_prompts(line, "retain", kind).texts[0] for line in read_lines(keep).lines[:1]]
 
 
 class EraseConcept(io.ComfyNode):
@@ -72,14 +81,17 @@ class EraseConcept(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     tooltip=(
-                        "How much goes: higher erases more, lower spares more of what is like it. Changing it takes "
-                        "seconds, since nothing is captured again."
+                        "How much goes: 0 spares most of what is like it, 1 erases most. Changing it captures "
+                        "nothing again: only the pictures are drawn anew."
                     ),
                 ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="Optional: draws pictures before and after, with two seeds, and shows them on the node.",
+                    tooltip=(
+                        "Optional: draws before and after what your first lines say (two to forget, one to keep), and "
+                        "shows the pictures on the node."
+                    ),
                 ),
                 sockets.advanced(
                     io.Int.Input(
@@ -167,7 +179,7 @@ class EraseConcept(io.ComfyNode):
         side = size or expansion.native_size(model, found)
         links = expansion.links_of(cls.hidden)
         expansion.check_wired(links, "model", "clip")
-        scheduler = sampling.usual_scheduler(found)
+        scheduler, pictures = sampling.usual_scheduler(found), shown_prompts(forget, keep, kind)
         common = {"seed": seed, "sampler_name": "euler", "scheduler": scheduler, "width": side, "height": side}
         erasure = expansion.Erasure(
             forget,
@@ -192,14 +204,14 @@ class EraseConcept(io.ComfyNode):
             },
             build=asdict(settings),
             apply={"strength": 1.0, "weights": weights, "iterations": 1, "layers": "all"},
-            pictures=prompts.texts[0] if "vae" in links else "",
+            pictures="\n".join(pictures) if "vae" in links else "",
             draw={
                 **common,
                 "negative": "",
                 "steps": 20,
                 "cfg": cfg,
-                "columns": 2,
-                "seeds": 2,
+                "columns": 3,
+                "seeds": 1 if len(pictures) > 1 else 2,
             },
         )
         graph, outputs = expansion.expand(erasure, links)
@@ -235,4 +247,4 @@ class ShowErasure(io.ComfyNode):
         told = [line for line in lines if line not in warnings]
         text = "\n".join([*warnings, told[0], NEXT, *told[1:]])
         picture = chart if pictures is None else pictures
-        return io.NodeOutput(text, picture, ui=reporting.report(text, (), picture, cls))
+        return io.NodeOutput(text, picture, ui={**reporting.report(text, (), picture, cls), reporting.LAST: (True,)})

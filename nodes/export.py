@@ -129,7 +129,7 @@ class SaveCheckpoint(io.ComfyNode):
         )
         warnings = [*saved.warnings, *(f"{w}: it is saved with the rest, unprojected." for w in later_patches(model))]
         parts = "all parts are" if wired else "the diffusion model alone is"
-        checked = f"read back: {parts} there"
+        checked = f"Read back: {parts} there"
         if saved.error is not None:
             edited = len(patches.edits_of(model))
             checked += f", and the {edited} edited weights are the MODEL's to {saved.error:.1e} (relative)"
@@ -141,5 +141,7 @@ class SaveCheckpoint(io.ComfyNode):
                 "Projection to save the erasure."
             )
         size = saved.path.stat().st_size / 2**20
-        text = "\n".join([*(f"Warning: {w}" for w in warnings), f"Saved {saved.path.name}, {size:.0f} MB; {checked}."])
+        text = "\n".join(
+            [*(f"Warning: {w}" for w in warnings), f"Saved {saved.path.name}, {size:.0f} MB.", f"{checked}."]
+        )
         return io.NodeOutput(str(saved.path), ui=reporting.report(text, warnings))

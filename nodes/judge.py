@@ -42,8 +42,8 @@ class JudgeImages(io.ComfyNode):
                 io.ClipVision.Input(
                     "clip_vision",
                     tooltip=(
-                        "The same CLIP's eyes, by Load CLIP Vision. With SDXL's CLIP: clip_vision_g.safetensors. "
-                        "Otherwise the file that you loaded as clip."
+                        "The part of the same CLIP that sees pictures, by Load CLIP Vision. With SDXL's CLIP: "
+                        "clip_vision_g.safetensors. Otherwise the file that you loaded as clip."
                     ),
                 ),
                 io.String.Input(

@@ -96,7 +96,9 @@ def make_prompts(
     """
     boxes = {"forget": read_lines(forget), "keep": read_lines(keep)}
     if not boxes["forget"].lines:
-        raise PureError("The forget box is empty. Write there what to erase, one concept per line.")
+        raise PureError(
+            "The forget box is empty. Write there what to erase: its name, and below it lines that describe it."
+        )
     refuse_shared(boxes["forget"].lines, boxes["keep"].lines)
     to_forget = anchor_prompts(forget, "forget", kind, templates)
     to_keep = anchor_prompts(keep, "retain", kind, templates, keep_empty_prompt)

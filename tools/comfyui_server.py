@@ -8,8 +8,10 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -248,6 +250,7 @@ def main() -> None:
     from mini_sd.layout import install_checkpoint
 
     install_checkpoint(Host.load().base)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as Ctrl+C: the ComfyUI stops with this process
     with Server() as server:
         print(f"ComfyUI is at {server.url} (Ctrl+C stops it). Its Python: {server.host.python}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

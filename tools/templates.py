@@ -174,7 +174,6 @@ def erasing(
     prompt: str = MEADOW,
     checkpoint: str = SD15,
     side: int = 512,
-    file: str = "pure/without_pikachu",
     **widgets: Any,
 ) -> tuple[Canvas, Node, Node]:
     """The one node, and a picture by the MODEL that comes out of it; the canvas, the loader and the node."""
@@ -194,7 +193,9 @@ def erasing(
         clip=loader["CLIP"],
         vae=loader["VAE"],
     )
-    picture(canvas, THIRD, TOP, erase["model"], (positive, negative, latent, loader), "Edited MODEL", file)
+    picture(
+        canvas, THIRD, TOP, erase["model"], (positive, negative, latent, loader), "KSampler, edited MODEL", "pure/after"
+    )
     canvas.group("1. Checkpoint, prompt", FIRST[0], TOP, FIRST[1], 960)
     canvas.group("2. Erase", SECOND[0], TOP, SECOND[1], 960)
     canvas.group("3. Your picture", THIRD[0], TOP, THIRD[1], 960)
@@ -238,7 +239,7 @@ def erase_a_style() -> Canvas:
         "a watercolor of a garden\na photo of a cat\na portrait of a woman\na photo of a city street"
     )
     prompt = "a village at night by Vincent van Gogh"
-    return erasing(note, forget, keep, prompt, file="pure/without_van_gogh", kind="artistic style")[0]
+    return erasing(note, forget, keep, prompt, kind="artistic style")[0]
 
 
 def erase_several_concepts() -> Canvas:
@@ -248,7 +249,7 @@ def erase_several_concepts() -> Canvas:
         "big grey furry creature with a round white belly"
     )
     keep = "Charizard\nBulbasaur\nSquirtle\nStitch\nDoraemon\nSonic"
-    return erasing(note, forget, keep, "a photo of Totoro in a meadow", file="pure/without_several")[0]
+    return erasing(note, forget, keep, "a photo of Totoro in a meadow")[0]
 
 
 def erase_with_sdxl() -> Canvas:
@@ -259,7 +260,7 @@ def erase_with_sdxl() -> Canvas:
     )
     keep = "C-3PO\nBB-8\nWall-E\nBender\nBaymax\nOptimus Prime"
     prompt = "a photo of R2-D2 in a meadow"
-    return erasing(note, forget, keep, prompt, SDXL, 1024, "pure/without_r2d2", batch_size=2)[0]
+    return erasing(note, forget, keep, prompt, SDXL, 1024, batch_size=2)[0]
 
 
 def erase_with_tags() -> Canvas:
@@ -267,7 +268,7 @@ def erase_with_tags() -> Canvas:
     forget = "hatsune miku\naqua hair, very long twintails, detached sleeves, necktie"
     keep = "kagamine rin\nmegurine luka\nkasane teto\ntwintails\naqua hair\ndetached sleeves"
     prompt = "masterpiece, best quality, 1girl, hatsune miku, city, night"
-    return erasing(note, forget, keep, prompt, TAGGED, 1024, "pure/without_miku", kind="booru tags", batch_size=2)[0]
+    return erasing(note, forget, keep, prompt, TAGGED, 1024, kind="booru tags", batch_size=2)[0]
 
 
 def save_a_checkpoint() -> Canvas:
@@ -297,7 +298,7 @@ def save_as_lora_and_reuse() -> Canvas:
     numbers = [n["id"] for n in canvas.nodes if n["type"] in kinds]
     parts = tuple(Node(number, kind, 0) for number, kind in zip(numbers, kinds, strict=True))
     title = "Original MODEL (LoRA if enabled)"
-    picture(canvas, THIRD, ROW, reused["MODEL"], (*parts, loader), title, "pure/by_the_lora")
+    picture(canvas, THIRD, ROW, reused["MODEL"], (*parts, loader), title, "pure/reloaded")
     canvas.group("4. Save as LoRA", FIRST[0], ROW, FIRST[1], 200)
     canvas.group("5. Use it on the original MODEL", SECOND[0], ROW, THIRD[0] + THIRD[1] - SECOND[0], 870)
     return canvas
@@ -388,7 +389,7 @@ def step_by_step() -> Canvas:
     before, after = (830, 310), (1270, 310)
     parts = prompts_for(canvas, NOTE, ROW, loader, 2)
     picture(canvas, before, ROW, loader["MODEL"], parts, "Original MODEL", "pure/before")
-    picture(canvas, after, ROW, edit["model"], parts, "Edited MODEL", "pure/after")
+    picture(canvas, after, ROW, edit["model"], parts, "KSampler, edited MODEL", "pure/after")
     canvas.group("Prompt", NOTE[0], ROW, NOTE[1], 980)
     canvas.group("3. Erase", FIRST[0], ROW, FIRST[1], 980)
     canvas.group("4. Compare", SECOND[0], ROW, 830, 980)

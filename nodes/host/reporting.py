@@ -14,6 +14,7 @@ from comfy_api.latest import ui
 log = logging.getLogger("pure-concept-unlearning")
 WARNING = "Warning: "  # how a line of a report begins that warns
 SHOWN = "pure_report"  # the key of a node's output that web/js/report.js looks for
+LAST = "pure_last"  # beside it: the one report of PURE Erase Concept's inner nodes that is for its user
 SHOWN_LINES = 6  # of a report on the node itself; the STRING output has all of it
 
 
@@ -42,12 +43,15 @@ def check_cancelled() -> None:
 
 
 def show(text: str, node_id: str | None) -> None:
-    """Puts a short text on a node while it runs (a host without that ability shows nothing)."""
+    """Puts a short text on a node while it runs (a host without that ability shows nothing).
+
+    What runs inside PURE Erase Concept has its id before a point, and shows there.
+    """
     from server import PromptServer
 
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id is not None and hasattr(server, "send_progress_text"):
-        server.send_progress_text(text, node_id)
+        server.send_progress_text(text, node_id.partition(".")[0])
 
 
 def report(text: str, warnings: Sequence[str] = (), image: Any = None, cls: Any = None) -> dict[str, Any]:

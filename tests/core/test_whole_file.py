@@ -88,3 +88,17 @@ def test_only_what_a_dead_process_of_this_machine_left_is_abandoned(tmp_path):
     for name in names.values():
         (tmp_path / name).mkdir()
     assert [p.name for p in abandoned(tmp_path, lambda other: other == pid)] == [names["dead"]]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_whoever_may_read_new_files_may_read_it(tmp_path, mask):
+    """safetensors writes files that their owner alone may read: another user's WebUI could not open a LoRA."""
+    before = os.umask(mask)
+    try:
+        with new_file(tmp_path / "x_00001_.bin") as file:
+            file.part.write_bytes(b"new")
+            file.part.chmod(0o600)
+    finally:
+        os.umask(before)
+    assert file.path.stat().st_mode & 0o777 == 0o666 & ~mask

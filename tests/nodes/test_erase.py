@@ -4,7 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from pure_pack.nodes.erase import EraseConcept
+from pure_pack.nodes.erase import EraseConcept, shown_prompts
 from pure_pack.nodes.host import expansion
 from pure_pack.pure_core.errors import PureError
 from pure_pack.pure_core.kinds import KINDS, settings_of, weight_of
@@ -108,3 +108,11 @@ def test_the_settings_are_those_of_the_models_family(mini):
     transformer = load_transformer("SD 3"), RandomText("SD 3")
     assert built_by_the_node(*transformer, "object or character") == (pytest.approx(0.5), "values")
     assert built_by_the_node(*transformer, "artistic style") == (pytest.approx(style.keep_weight / 3), "values")
+
+
+def test_pictures_are_of_a_name_a_description_and_what_is_kept():
+    lists = ("zorbo\na round golden critter\nanother", "miplo\ntarnik")
+    assert shown_prompts(*lists, "object or character") == ["zorbo", "a round golden critter", "miplo"]
+    assert shown_prompts("zorbo", "", "object or character") == ["zorbo"]
+    style = shown_prompts("vornak\nin black and white", "a painting by dottini", "artistic style")
+    assert style[::2] == ["a picture in the style of vornak", "a painting by dottini"]

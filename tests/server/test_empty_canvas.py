@@ -78,8 +78,13 @@ def test_erase_is_typed_two_nodes_are_wired_two_boxes_filled_and_it_runs(ui):
         ".forEach(w => { w.value = values[w.name] })",
         small,
     )
-    assert ui.run()["error"] is None
+    seen = ui.run()
     hands.clicks += 1
+    told = seen["texts"][erase]
+    assert any(text.startswith("Capturing") for text in told)
+    assert [
+        text for text in told if "is in another node" in text or text.startswith("Captured")
+    ] == []  # its inner nodes
     shown = {n["id"]: n for n in ui.nodes()}[erase]
     assert shown["text"].startswith("Found clearly in 7 of 7 layers: miplo and 1 more.")
     assert shown["pictures"] == 1

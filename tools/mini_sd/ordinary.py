@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from .world import CHARACTERS, caption, sample_scene
+from .world import ARTISTS, CHARACTERS, caption, sample_scene
 
 COUNT, CREATURES, STYLED = 128, 0.75, 0.3
 
@@ -21,8 +21,9 @@ def captions(
         wanted[kind, False] = n - wanted[kind, True]
     while any(wanted.values()):
         scene = sample_scene(rng)
-        text, sort = caption(scene, rng, name_style=False), (scene.kind, scene.style != "none")
-        if wanted.get(sort) and text not in out and scene.creature not in CHARACTERS.values():
+        text, sort = caption(scene, rng), (scene.kind, scene.style != "none")
+        named = scene.creature in CHARACTERS.values() or any(artist in text for artist in ARTISTS.values())
+        if wanted.get(sort) and text not in out and not named:
             wanted[sort] -= 1
             out[text] = sort
     return tuple(out)

@@ -9,7 +9,8 @@ if (!app.extensions.some((e) => e.name === name)) app.registerExtension({ // a s
   setup() {
     api.addEventListener("executed", ({ detail }) => {
       const text = detail.output?.pure_report?.[0];
-      if (text) api.dispatchCustomEvent("progress_text", { nodeId: detail.display_node ?? detail.node, text });
+      const inner = detail.display_node && detail.display_node !== detail.node; // of a node inside PURE Erase Concept
+      if (text && (!inner || detail.output.pure_last)) api.dispatchCustomEvent("progress_text", { nodeId: detail.display_node ?? detail.node, text });
     });
   },
 });
