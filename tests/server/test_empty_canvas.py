@@ -60,6 +60,8 @@ def graph_by_hand(ui: Browser) -> tuple[Hands, str]:
         hands.connect(loader, output, erase, name)
     hands.write("what to erase", FORGET)
     hands.write("what must stay", KEEP)
+    boxes = ui.page.evaluate("[...document.querySelectorAll('textarea')].map(e => e.offsetHeight).filter(h => h)")
+    assert min(boxes) >= 75  # five lines
     inputs = ui.prompt()[erase]["inputs"]
     wired = {name: [loader, i] for i, name in enumerate(("model", "clip", "vae"))}
     assert {name: inputs[name] for name in ("model", "clip", "vae", "forget", "keep")} == {

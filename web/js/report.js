@@ -6,6 +6,9 @@ import { app } from "../../../scripts/app.js";
 const name = "PURE.Report";
 if (!app.extensions.some((e) => e.name === name)) app.registerExtension({ // a second copy of the pack brings the same file
   name,
+  nodeCreated(node) { // room for a list in each box; a saved graph brings its own size afterwards
+    if (node.comfyClass === "PURE_EraseConcept") node.setSize([Math.max(node.size[0], 420), Math.max(node.size[1], 680)]);
+  },
   setup() {
     api.addEventListener("executed", ({ detail }) => {
       const text = detail.output?.pure_report?.[0];
