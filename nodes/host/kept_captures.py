@@ -12,6 +12,7 @@ from typing import Any
 from ...pure_core.activations import Activations, ModelIdentity, identity_differences
 from ...pure_core.activations_file import load_activations, save_activations
 from ...pure_core.errors import PureError
+from ...pure_core.ordinary import TOGETHER
 from ...pure_core.prompts import Prompts
 from . import recording, reporting
 from .identity import Digest, identify
@@ -31,7 +32,7 @@ def captured(
     there.
     Raises PureError on a file that is damaged, or not of what its name says.
     """
-    count = len(prompts.pairs)
+    count = sum(concept == TOGETHER and text != "" for concept, text in prompts.pairs)
     found = recording.recordable_sites(model)
     identity = identify(model, clip, found)
     path = path_of(identity, prompts, trajectory)
