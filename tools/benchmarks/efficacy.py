@@ -270,6 +270,7 @@ def ablations(pool: Pool, pure: Pure) -> str:
     rows |= {f"ordinary share {s}": (({}, {"ordinary_share": s}, {}), {}) for s in (0.25, 0.75)}
     rows |= {f"{n} ordinary captions": (({}, {"ordinary": {"count": n}}, {}), {}) for n in (32, 64)}
     rows["ordinary captions of shapes alone"] = (({}, {"ordinary": {"creatures": 0.0}}, {}), {})
+    rows["ordinary captions in no style"] = (({}, {"ordinary": {"styled": 0.0}}, {}), {})
     rows["other ordinary captions"] = (({}, {"ordinary": {"seed": 1}}, {}), {})
     rows["no ordinary pictures, weight 3"] = (({}, ALONE, {}), {})
     rows |= {f"at most {k} directions": (({}, {"max_rank": k}, {}), {}) for k in (1, 4)}

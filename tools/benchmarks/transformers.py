@@ -36,6 +36,7 @@ from mini_sd.world import ARTISTS, CHARACTERS
 BASE = HOME / "transformers"  # not among the models of the host that other tests list
 STEPS, CFG = 12, 4.0
 NAMES = {"sd3": "SD 3 layout", "wan": "Wan layout"}  # joint attention, cross-attention
+PLAIN = "PURE, no ordinary captions in a style"
 PEERS = {  # of methods.py's settings
     "UCE": {
         "characters": ("lam 0.5, preserve 1, guide ''", "lam 0.5, preserve 0.02, guide ''"),
@@ -157,10 +158,12 @@ def erasers_of(studio: Studio, what: str) -> dict[str, Callable[[str], tuple[Any
     edits, of = eraser(studio), WHAT[what]
     weight = settings_of(of.kind, 0.5, transformer=True, keys=False)[0].keep_weight
 
-    def pure(target: str) -> tuple[Any, None]:
-        return edits.erase(of.plan(target), keep_weight=weight), None
+    def pure(target: str, **build) -> tuple[Any, None]:
+        return edits.erase(of.plan(target), keep_weight=weight, **build), None
 
     out = {tables.UNEDITED: lambda _: (studio.model, None), tables.DEFAULTS: pure}
+    if what == "characters":
+        out[PLAIN] = lambda target: pure(target, ordinary={"styled": 0.0})
     for peer, tried in PEERS.items():
         edit, known = EMBEDDING_EDITS[peer]
         for name in tried[what]:
