@@ -110,7 +110,7 @@ class EraseConcept(io.ComfyNode):
                         min=0,
                         max=0xFFFFFFFFFFFFFFFF,
                         control_after_generate=False,
-                        tooltip="Of the captures' noise and of the first picture.",
+                        tooltip="Of the captures' noise and of the pictures.",
                     )
                 ),
                 sockets.advanced(

@@ -15,6 +15,7 @@ from ..pure_core.prompts import PHRASINGS
 from . import sockets
 from .host import reporting
 from .host.clip_space import picture_vectors, text_vectors
+from .host.sampling import check_parts
 
 
 class JudgeImages(io.ComfyNode):
@@ -62,8 +63,8 @@ class JudgeImages(io.ComfyNode):
                     default="",
                     placeholder="what else it might be, one per line",
                     tooltip=(
-                        "What else the pictures may show, one per line: what you keep. Whatever no line fits better "
-                        'than "a picture" does counts as nothing in particular.'
+                        "What else the pictures may show, one per line: what you keep. A picture that the words "
+                        '"a picture" fit best counts as nothing in particular.'
                     ),
                 ),
                 io.Combo.Input(
@@ -75,7 +76,7 @@ class JudgeImages(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(display_name="sheet", tooltip="Before above after, with what is seen below."),
-                io.String.Output(display_name="report", tooltip="One sentence, then the counts with intervals."),
+                io.String.Output(display_name="report", tooltip="The verdict, then the counts with intervals."),
                 io.String.Output(display_name="json", tooltip="The same numbers for programs."),
             ],
             hidden=[io.Hidden.unique_id],
@@ -85,6 +86,7 @@ class JudgeImages(io.ComfyNode):
     @classmethod
     def execute(cls, before, after, clip, clip_vision, forget, keep, kind) -> io.NodeOutput:
         words = zero_shot.words_of(forget, keep, kind)
+        check_parts(clip=clip, clip_vision=clip_vision)
         if before.shape != after.shape:
             raise PureError(
                 f"There are {len(before)} pictures before and {len(after)} after, or they differ in size. Connect both "

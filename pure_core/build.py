@@ -143,12 +143,13 @@ def pair_warnings(
             "The capture at ordinary does not say what a picture of nothing in particular looks like, so more of the "
             "concept stays. Make it with PURE Capture Ordinary Pictures."
         )
-    kept_anyway = in_both(forget.anchors.prompts, ordinary.anchors.prompts) if ordinary else []
-    if kept_anyway:
-        found.append(
-            f"{kept_anyway[0]!r} is also among the ordinary pictures, which stay as they are, so less of it goes. "
-            "Say in other words what to erase, or write captions of your own without it."
-        )
+    if ordinary and not replacement and sends_to_neutral(ordinary, settings):
+        neutral = set(ordinary.anchors.prompts) - set(captions_of(ordinary.anchors)) - {""}
+        found += [
+            f"{text!r} is one of the pictures of nothing in particular that a concept is sent to, so it stays. "
+            "Say in other words what to erase."
+            for text in in_both(forget.anchors.prompts, neutral)[:1]
+        ]
     if retain is None and ordinary is None:
         found.append(
             "Nothing is listed to keep, so everything that your concept shares with other pictures goes too. "

@@ -47,7 +47,12 @@ def comparison_grid(before: torch.Tensor, after: torch.Tensor, prompts: list[str
 
 
 def _wrap(text: str, width: int, size: int) -> list[str]:
-    """At most two lines that fit; a word that does not is broken, and what is left over is cut with an ellipsis."""
+    """At most two lines that fit; a word that does not is broken, and what is left over is cut with an ellipsis.
+
+    A text of several lines keeps the first two, each cut by itself.
+    """
+    if "\n" in text:
+        return [_cut(line, width, size) for line in text.splitlines()[:2]]
     lines: list[str] = []
     rest = " ".join(text[: 4 * width].split())  # no character is narrower than half a pixel
     while rest and len(lines) < 2:
@@ -57,10 +62,15 @@ def _wrap(text: str, width: int, size: int) -> list[str]:
         lines.append(rest[:end].rstrip())
         rest = rest[end:].lstrip()
     if rest:
-        lines[-1] = lines[-1][: _fitting(lines[-1] + "…", width, size) - 1] + "…"
-        while font(size).getlength(lines[-1]) > width and len(lines[-1]) > 1:
-            lines[-1] = lines[-1][:-2] + "…"
+        lines[-1] = _cut(lines[-1] + "…", width, size)
     return lines
+
+
+def _cut(text: str, width: int, size: int) -> str:
+    """The text, or as much of its beginning as fits with an ellipsis."""
+    while font(size).getlength(text) > width and len(text) > 1:
+        text = text[: max(_fitting(text, width, size) - 2, 0)] + "…"
+    return text
 
 
 def _fitting(text: str, width: int, size: int) -> int:

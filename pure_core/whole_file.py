@@ -51,7 +51,8 @@ def new_file(wanted: Path) -> Iterator[NewFile]:
             os.fsync(written.fileno())
         readable = workshop / "as any new file"  # safetensors writes files that their owner alone may read
         readable.touch()
-        file.part.chmod(readable.stat().st_mode)
+        with contextlib.suppress(OSError):  # a disk without modes
+            file.part.chmod(readable.stat().st_mode)
         file.path = publish(file.part, wanted)
     except PureError:
         raise

@@ -20,6 +20,7 @@ SCALE = 100.0  # CLIP's learned logit scale, at which its training clips it (Rad
 RELATED = 0.1
 NOTHING = "nothing in particular"  # what none of the listed words fits better than "a picture" does
 GONE, KEPT = 0.25, 0.9  # of what was seen before: less is left of an erased concept, more of a kept one
+FEW = 4  # pictures of the concept before the edit, below which nothing can be told
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ def words_of(forget: str, keep: str, kind: str) -> Words:
     refuse_shared(forgotten, kept)
     pairs = [*anchor_prompts(forget, "forget", kind).pairs, *anchor_prompts(keep, "retain", kind).pairs]
     texts = [tuple(text for concept, text in pairs if concept == line) for line in (*forgotten, *kept)]
-    neutral = NEUTRAL["booru tags" if kind == "booru tags" else "pictures"]
-    return Words((*forgotten, *kept, NOTHING), (*texts, neutral), len(forgotten))
+    return Words((*forgotten, *kept, NOTHING), (*texts, NEUTRAL["pictures"]), len(forgotten))
 
 
 def class_embedding(texts: Tensor) -> Tensor:
@@ -129,6 +129,7 @@ def check_related(similar: Tensor) -> None:
 def describe(judged: Judged) -> tuple[str, list[str]]:
     """The report, one sentence to act on first, and the warnings in it."""
     before, after, kept = judged.target(judged.before), judged.target(judged.after), judged.retention()
+    still, lost = after.hits > GONE * before.hits, kept.interval[1] < KEPT
     warnings = []
     if not before.hits:
         verdict = "Nothing can be said about the concept."
@@ -137,31 +138,41 @@ def describe(judged: Judged) -> tuple[str, list[str]]:
             "would see it: made-up names mean nothing to CLIP."
         )
     else:
-        word = "Gone" if not after.hits else "Mostly gone" if after.hits <= GONE * before.hits else "Still there"
+        word = "Still there" if still else "Mostly gone" if after.hits else "Gone"
         verdict = f"{word}: the concept is in {after.hits or 'none'} of {after.n} pictures; it was in {before.hits}."
-        verdict += " Raise amount, or describe the concept in more words." if word == "Still there" else ""
+        if before.hits < FEW:
+            warnings.append(
+                f"Only {before.hits} of {before.n} pictures showed the concept before the edit, which says little. "
+                "Draw more that ask for it."
+            )
     if kept.n:
         verdict += f" What you keep: {kept.hits} of {kept.n} pictures still show the same."
-        verdict += " Lower amount." if kept.hits < KEPT * kept.n else ""
+    advice = {
+        (True, False): " Raise amount, or describe the concept in more words.",
+        (False, True): " Lower amount, or add what changed to keep.",
+        (True, True): " Describe the concept in more words, and add what changed to keep.",
+    }
     lines = [
         *(f"Warning: {w}" for w in warnings),
-        verdict,
+        verdict + advice.get((still, lost), ""),
+        "CLIP can be wrong: look at what it says below each picture.",
         f"Concept before: {before}; after: {after}. Kept: {kept}. In brackets: 95 % intervals.",
     ]
     for i, name in enumerate(judged.words.names):
         seen = [judged.best(of).count(i) for of in (judged.before, judged.after)]
-        lines.append(f"{name}: {seen[0]} before, {seen[1]} after, {judged.retention([i]).hits} the same pictures.")
-    return "\n".join([*lines, "CLIP can be wrong: look at what it says below each picture."]), warnings
+        same = judged.retention([i]).hits
+        lines.append(f"{name}: {seen[0]} before, {seen[1]} after, {same} of these in the same pictures.")
+    return "\n".join(lines), warnings
 
 
 def captions(judged: Judged) -> list[str]:
-    """For each pair what its pictures show before and after, and how sure that is."""
+    """For each pair two lines: how sure CLIP is of what it sees before, and after. Shares first: names may be cut."""
 
     def told(row: Tensor) -> str:
         best = int(row.argmax())
-        return f"{judged.words.names[best]} {100 * float(row[best]):.0f} %"
+        return f"{100 * float(row[best]):.0f} % {judged.words.names[best]}"
 
-    return [f"{told(a)} → {told(b)}" for a, b in zip(judged.before, judged.after, strict=True)]
+    return [f"{told(a)}\n{told(b)}" for a, b in zip(judged.before, judged.after, strict=True)]
 
 
 def as_numbers(judged: Judged) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import torch
 
 from ...pure_core.errors import PureError
 from .reporting import Progress, check_cancelled
-from .sampling import check_parts
 
 AT_ONCE = 8  # pictures that the tower sees together
 # Width of the vectors -> the file whose picture tower belongs to a text model of that width.
@@ -26,7 +25,6 @@ def text_vectors(clip: Any, texts: Sequence[str]) -> torch.Tensor:
     The projection is applied here: for Stable Diffusion 1 the host leaves it out. Raises PureError for a CLIP that has
     none, or that joins several text models.
     """
-    check_parts(clip=clip)
     vectors = []
     for text in texts:
         check_cancelled()
@@ -62,6 +60,8 @@ def picture_vectors(clip_vision: Any, pictures: torch.Tensor, width: int, progre
                 f"This clip_vision does not belong to this clip: it gives vectors of width {seen.shape[-1]}, the text "
                 f"{width}. Load {TOWERS[width]} by Load CLIP Vision."
             )
+        if not torch.isfinite(seen).all():
+            raise PureError("Some of these pictures are not numbers, so nothing can be seen in them. Draw them again.")
         vectors.append(seen.float().cpu())
         progress.step(count=len(part))
     return torch.cat(vectors)

@@ -45,13 +45,14 @@ def check_cancelled() -> None:
 def show(text: str, node_id: str | None) -> None:
     """Puts a short text on a node while it runs (a host without that ability shows nothing).
 
-    What runs inside PURE Erase Concept has its id before a point, and shows there.
+    What runs inside another node, as in PURE Erase Concept, shows there.
     """
+    from comfy_execution.progress import get_progress_state
     from server import PromptServer
 
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id is not None and hasattr(server, "send_progress_text"):
-        server.send_progress_text(text, node_id.partition(".")[0])
+        server.send_progress_text(text, get_progress_state().dynprompt.get_display_node_id(node_id))
 
 
 def report(text: str, warnings: Sequence[str] = (), image: Any = None, cls: Any = None) -> dict[str, Any]:

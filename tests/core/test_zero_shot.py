@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from pure_pack.pure_core.charts import font
 from pure_pack.pure_core.errors import PureError
+from pure_pack.pure_core.grid import _wrap
 from pure_pack.pure_core.ordinary import NEUTRAL
 from pure_pack.pure_core.zero_shot import (
     NOTHING,
@@ -74,7 +76,7 @@ def test_words_are_lines_in_the_kinds_phrasings_and_one_class_for_nothing():
     assert "a photo of miplo" in WORDS.texts[1]
     assert WORDS.texts[3] == NEUTRAL["pictures"]
     tags = words_of("zorbo", "", "booru tags")
-    assert tags.texts[1] == NEUTRAL["booru tags"]
+    assert tags.texts[1] == NEUTRAL["pictures"]  # CLIP sees no "best quality"
     assert "solo, zorbo" in tags.texts[0]
 
 
@@ -94,7 +96,7 @@ def test_shares_before_and_after():
     assert (numbers["retention"]["hits"], numbers["retention"]["n"]) == (2, 3)
     assert seen.retention([1]) == Proportion(1, 2)
     assert numbers["pictures"][3] == {"before": "zorbo", "after": "miplo"}
-    assert captions(seen)[1] == f"zorbo 90 % → {NOTHING} 90 %"
+    assert captions(seen)[1] == f"90 % zorbo\n90 % {NOTHING}"
 
 
 @pytest.mark.parametrize(
@@ -105,10 +107,11 @@ def test_shares_before_and_after():
         (
             [0] * 4 + [1],
             [0] * 2 + [3] * 2 + [1],
-            "Still there: the concept is in 2 of 5 pictures; it was in 4. Raise amount",
+            "Still there: the concept is in 2 of 5 pictures; it was in 4. What you keep: 1 of 1",
             0,
         ),
         ([1, 2], [1, 2], "Warning: No picture shows the concept before", 1),
+        ([0] + [1] * 4, [3] + [1] * 4, "Warning: Only 1 of 5 pictures showed the concept before", 1),
     ],
 )
 def test_the_first_sentence_is_the_verdict(before, after, begins, warned):
@@ -117,12 +120,36 @@ def test_the_first_sentence_is_the_verdict(before, after, begins, warned):
     assert len(warnings) == warned
 
 
-def test_what_is_lost_of_the_kept_is_said_with_what_to_do():
-    assert (
-        "What you keep: 2 of 4 pictures still show the same. Lower amount."
-        in describe(judged([1] * 4, [1, 1, 3, 2]))[0]
-    )
-    assert "Lower amount" not in describe(judged([0, 1], [3, 1]))[0]
+def test_advice_follows_what_went_wrong():
+    gone, still, stayed, lost = [3] * 4, [0] * 4, [1] * 4, [3] * 4
+    before = [0] * 4 + [1] * 4
+    told = {
+        (erased, kept): describe(judged(before, [*first, *second]))[0].splitlines()[0].partition("the same.")[2].strip()
+        for erased, first in (("gone", gone), ("still", still))
+        for kept, second in (("stayed", stayed), ("lost", lost))
+    }
+    assert told == {
+        ("gone", "stayed"): "",
+        ("still", "stayed"): "Raise amount, or describe the concept in more words.",
+        ("gone", "lost"): "Lower amount, or add what changed to keep.",
+        ("still", "lost"): "Describe the concept in more words, and add what changed to keep.",
+    }
+    one_of_four = describe(judged(before, [*gone, 1, 1, 1, 3]))[0]  # may be chance
+    assert "3 of 4 pictures still show the same.\n" in one_of_four
+
+
+def test_every_character_of_a_caption_can_be_drawn():
+    missing = font(20).getmask("\uffff")
+    for letter in {*"".join(captions(judged([0, 1], [3, 2])))} - {"\n", " "}:
+        assert bytes(font(20).getmask(letter)) != bytes(missing), letter
+
+
+def test_a_caption_keeps_both_its_lines_where_names_are_long():
+    before, after = _wrap(f"90 % {'a yellow mouse creature with red cheeks ' * 3}\n80 % {NOTHING}", 300, 20)
+    assert before.startswith("90 % a yellow")
+    assert before.endswith("…")
+    assert after == f"80 % {NOTHING}"
+    assert all(font(20).getlength(line) <= 300 for line in (before, after))
 
 
 def test_vectors_that_have_nothing_to_do_with_each_other_are_refused():

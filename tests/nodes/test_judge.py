@@ -1,6 +1,7 @@
 """PURE_JudgeImages: the same verdicts as transformers' CLIP and, on the miniature world, as its judge."""
 
 import json
+from types import SimpleNamespace
 
 import comfy.clip_vision
 import comfy.sd
@@ -106,7 +107,9 @@ def test_it_counts_what_went_and_what_stayed(clip, eyes, pictures):
     [
         ({"forget": " "}, "The forget box is empty"),
         ({"keep": "Zorbo"}, "in both lists"),
-        ({"clip": None}, "There is no CLIP"),
+        ({"clip": None}, "There is no CLIP:"),
+        ({"clip_vision": None}, "There is no CLIP_VISION"),
+        ({"after": torch.full((4, 64, 64, 3), torch.nan)}, "are not numbers"),
         ({"after": torch.zeros(3, 64, 64, 3)}, "4 pictures before and 3 after"),
     ],
 )
@@ -134,3 +137,29 @@ def test_a_text_model_without_its_projection_is_refused(eyes, pictures):
     for projection in (torch.zeros(768, 768), torch.eye(768), noise):
         with pytest.raises(PureError, match="not two halves of one CLIP"):
             run(JudgeImages, clip=by_loader({**state, "text_projection.weight": projection}), **inputs)
+
+
+def pooling(width, **projections):
+    """A CLIP that gives pooled vectors of ones, with text models of these widths."""
+    model = torch.nn.ModuleDict({name: torch.nn.ModuleDict() for name in projections})
+    for i, (name, size) in enumerate(projections.items(), 2):
+        model[name]["text_projection"] = torch.nn.Linear(size, size, bias=False)
+        torch.nn.init.constant_(model[name]["text_projection"].weight, i)
+    pooled = None if width is None else torch.ones(1, width)
+    return SimpleNamespace(
+        cond_stage_model=model, tokenize=str, encode_from_tokens=lambda tokens, return_pooled: (None, pooled)
+    )
+
+
+def test_of_two_text_models_the_one_that_was_pooled_is_projected():
+    vectors = text_vectors(pooling(1280, clip_l=768, clip_g=1280), ["zorbo"])
+    assert_close(vectors, torch.full((1, 1280), 3.0 * 1280))
+
+
+@pytest.mark.parametrize(
+    ("width", "models"), [(2048, {"clip_l": 768, "clip_g": 1280}), (None, {}), (768, {"clip_g": 1280})]
+)
+def test_texts_that_no_tower_belongs_to_are_refused(width, models):
+    """Stable Diffusion 3 joins two text models; T5 pools nothing."""
+    with pytest.raises(PureError, match="cannot be compared with pictures"):
+        text_vectors(pooling(width, **models), ["zorbo"])

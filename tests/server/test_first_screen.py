@@ -3,7 +3,7 @@
 import pytest
 
 import workflows
-from browser import DESKTOP, LAPTOP, Browser
+from browser import DESKTOP, LAPTOP, QUIET, Browser
 from get_comfyui import PROJECT
 
 # What the frontend has where nobody chose anything; said explicitly, since other tests on this server say otherwise.
@@ -48,6 +48,7 @@ def frontend(request, running_chromium):
     browser = Browser(running_chromium, server, settings=settings)
     yield name, browser
     browser.page.close()
+    server.post("/settings", QUIET)  # of all servers with this base folder
 
 
 @pytest.fixture(scope="module", params=SIZES)

@@ -148,17 +148,16 @@ def test_another_amount_or_another_keep_list_captures_only_what_it_has_to(server
 
 
 def test_with_a_vae_it_shows_before_and_after(server):
-    outputs = server.run(
-        {**erase(vae=["loader", 2]), "shown": {"class_type": "PreviewImage", "inputs": {"images": ["erase", 4]}}}
-    )
+    described = erase(vae=["loader", 2], forget="miplo\nblue square creature with an antenna and one big eye")
+    outputs = server.run({**described, "shown": {"class_type": "PreviewImage", "inputs": {"images": ["erase", 4]}}})
     grid = picture(server, outputs, "shown")
     without = {**erase(), "shown": {"class_type": "PreviewImage", "inputs": {"images": ["erase", 4]}}}
     chart = picture(server, server.run(without), "shown")
     assert chart.shape == (640, 1024, 3)
     assert grid.shape != chart.shape
-    assert grid.shape[1] > 2 * 256  # the name, and the first that is kept
+    assert grid.shape[1] > 3 * 256  # the name, the description, and the first that is kept
     told = next(o["text"][0] for node, o in outputs.items() if node.startswith("erase.") and "Still there?" in str(o))
-    assert told.startswith("Found clearly in 7 of 7 layers: miplo.")
+    assert told.startswith("Found clearly in 7 of 7 layers: miplo and 1 more.")
     assert "Projected values of 7 of 7" in told
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from .layout import expand_text, put
@@ -66,16 +65,6 @@ def text_state() -> dict[str, torch.Tensor]:
     state = {k.removeprefix(ROOT): v for k, v in expand_text(load_file(TUNED / "text.safetensors")).items()}
     projection = put((TEXT_FULL, TEXT_FULL), trained()["text_projection.weight"], torch.float32)
     return {**state, "text_projection.weight": projection}
-
-
-def write_text_model(target: Path) -> Path:
-    """text_state as a file, whole or not at all."""
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(f".{os.getpid()}.part")
-        save_file(text_state(), part, metadata={"format": "pt"})
-        os.replace(part, target)
-    return target
 
 
 def write_config(target: Path) -> Path:

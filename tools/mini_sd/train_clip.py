@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=FILE.parent)
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     rng, generator = random.Random("clip"), torch.Generator().manual_seed(0)
     scenes = [sample_scene(rng) for _ in range(SCENES)]

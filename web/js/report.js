@@ -5,19 +5,23 @@ import { app } from "../../../scripts/app.js";
 
 const name = "PURE.Report";
 const ROOM = [680, 960]; // heights of PURE Erase Concept in which its boxes show some lines: empty, with text and pictures
+const isEraser = (node) => node?.comfyClass === "PURE_EraseConcept";
 const grow = (node, height) => node.setSize([Math.max(node.size[0], 420), Math.max(node.size[1], height)]);
 if (!app.extensions.some((e) => e.name === name)) app.registerExtension({ // a second copy of the pack brings the same file
   name,
-  nodeCreated(node) { // room for a list in each box; a saved graph brings its own size afterwards
-    if (node.comfyClass === "PURE_EraseConcept") grow(node, ROOM[0]);
+  nodeCreated(node) {
+    if (isEraser(node)) grow(node, ROOM[0]), (node.pureIsNew = true);
+  },
+  loadedGraphNode(node) {
+    node.pureIsNew = false; // it has the size that its user gave it
   },
   setup() {
     api.addEventListener("executed", ({ detail }) => {
-      const text = detail.output?.pure_report?.[0];
-      const inner = detail.display_node && detail.display_node !== detail.node; // of a node inside PURE Erase Concept
-      if (text && (!inner || detail.output.pure_last)) api.dispatchCustomEvent("progress_text", { nodeId: detail.display_node ?? detail.node, text });
-      const shown = inner && detail.output?.pure_last && app.graph.nodes.find((n) => String(n.id) === String(detail.display_node));
-      if (shown?.comfyClass === "PURE_EraseConcept") grow(shown, ROOM[1]);
+      const { pure_report: report, pure_last: last } = detail.output ?? {};
+      const id = String(detail.display_node ?? detail.node), shown = app.graph.nodes.find((n) => String(n.id) === id);
+      const inner = isEraser(shown) && id !== String(detail.node); // a node inside it: one of them speaks for all
+      if (report && (!inner || last)) api.dispatchCustomEvent("progress_text", { nodeId: id, text: report[0] });
+      if (inner && last && shown.pureIsNew) grow(shown, ROOM[1]), (shown.pureIsNew = false);
     });
   },
 });
