@@ -3,7 +3,13 @@
 from browser import Browser
 
 FORGET, KEEP = "miplo\nblue square creature with an antenna and one big eye", "zorbo\nbramby\nquistle"
-SMALL = {"size": 64, "steps": 4, "batch_size": 16, "ordinary": "a red circle\na blue star\na green square at night"}
+SMALL = {
+    "size": 64,
+    "steps": 4,
+    "cfg": 1.0,
+    "batch_size": 16,
+    "ordinary": "a red circle\na blue star\na green square at night",
+}
 
 
 class Hands:

@@ -1,6 +1,6 @@
 """Trains the picture tower of clip.py and the text's projection, contrastively, on drawings of this world.
 
-    python -m mini_sd.train_clip [--steps 2000] [--out DIR]        (in tools/; under an hour on two busy CPU cores)
+    python -m mini_sd.train_clip [--steps 2000] [--scenes 8000] [--out DIR]     (in tools/; under an hour on two cores)
 
 The text encoder stays as the miniature Stable Diffusion has it. "a picture" and its like fit whatever is no named
 character.
@@ -24,7 +24,7 @@ from .train import cosine
 from .train_attributes import loss_of
 from .world import CHARACTERS, Scene, caption, sample_scene
 
-SCENES, CAPTIONS, BATCH = 8000, 3, 160
+CAPTIONS, BATCH = 3, 160
 NEUTRAL = ("a picture", "an image", "a photo", "a drawing")
 ALWAYS = (*CHARACTERS, *(f"a picture of {name}" for name in CHARACTERS), *NEUTRAL)  # texts of every batch
 
@@ -71,16 +71,17 @@ def drawings(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--scenes", type=int, default=8000)
     parser.add_argument("--out", type=Path, default=FILE.parent)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     rng, generator = random.Random("clip"), torch.Generator().manual_seed(0)
-    scenes = [sample_scene(rng) for _ in range(SCENES)]
+    scenes = [sample_scene(rng) for _ in range(options.scenes)]
     rows, bare = encode(scenes), [rng.random() < 0.4 for _ in scenes]
     plain = [Scene(s.kind, s.character, s.creature, s.shapes) if b else s for s, b in zip(scenes, bare, strict=True)]
     texts = [caption(s, rng) for s in plain for _ in range(CAPTIONS)]
-    words = torch.cat([pooled(texts[i : i + 256]) for i in range(0, len(texts), 256)]).view(SCENES, CAPTIONS, TEXT)
+    words = torch.cat([pooled(texts[i : i + 256]) for i in range(0, len(texts), 256)]).view(-1, CAPTIONS, TEXT)
     always = pooled(list(ALWAYS))
     tower, projection = picture_tower(), torch.nn.Linear(TEXT, TEXT, bias=False)
     heads = torch.nn.ModuleDict({name: torch.nn.Linear(TEXT, len(values)) for name, values in ATTRIBUTES.items()})
@@ -91,11 +92,11 @@ def main() -> None:
     for step in range(options.steps):
         for group in optimizer.param_groups:
             group["lr"] = cosine(step / options.steps, 1.5e-3)
-        pick = torch.randperm(SCENES)[:BATCH]
+        pick = torch.randperm(options.scenes)[:BATCH]
         own, shown = [scenes[i] for i in pick], pictures[pick]
         shown = (shown + torch.randn(shown.shape, generator=generator) * 0.03).clamp(0, 1)
         seen = tower(pixels(shown)).image_embeds
-        said = projection(torch.cat([words[pick, torch.randint(CAPTIONS, (BATCH,))], always]).clone())
+        said = projection(torch.cat([words[pick, torch.randint(CAPTIONS, (len(pick),))], always]).clone())
         logits = scale.clamp(max=4.6052).exp() * F.normalize(seen, dim=1) @ F.normalize(said, dim=1).T
         true = fits(own, [bare[i] for i in pick])
         parts = loss_of({name: head(seen) for name, head in heads.items()}, rows[pick])
