@@ -12,7 +12,7 @@ from .basis import MATRICES, TENSORS, ConceptBasis, Edit, Recipe, Settings
 from .errors import PureError
 from .moments import Moments, mixed
 from .neighbours import Neighbour, closest_kept, describe_closest
-from .ordinary import NEUTRAL, PLAIN
+from .ordinary import NEUTRAL_TEXTS, PLAIN
 from .projection import block_diagonal
 from .prompts import EMPTY, in_both, refuse_same, refuse_shared
 from .rules import RULES
@@ -144,7 +144,7 @@ def pair_warnings(
             "concept stays. Make it with PURE Capture Ordinary Pictures."
         )
     if ordinary and not replacement and sends_to_neutral(ordinary, settings):
-        neutral = set(ordinary.anchors.prompts) - set(captions_of(ordinary.anchors)) - {""}
+        neutral = NEUTRAL_TEXTS.intersection(ordinary.anchors.prompts)
         found += [
             f"{text!r} is one of the pictures of nothing in particular that a concept is sent to, so it stays. "
             "Say in other words what to erase."
@@ -235,8 +235,8 @@ def found_sentence(basis: ConceptBasis, closest: list[Neighbour]) -> str:
 
 def captions_of(ordinary: Anchors) -> list[str]:
     """The captions among the prompts of a capture of ordinary pictures: neither the empty prompt nor neutral ones."""
-    neutral = {text for texts in NEUTRAL.values() for text in texts}
-    return [text for text in ordinary.prompts if text and not (PLAIN in ordinary.concepts and text in neutral)]
+    neutral = NEUTRAL_TEXTS if PLAIN in ordinary.concepts else ()
+    return [text for text in ordinary.prompts if text and text not in neutral]
 
 
 def shortened(concepts: Sequence[str], most: int = 2) -> str:

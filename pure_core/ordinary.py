@@ -14,6 +14,7 @@ NEUTRAL: dict[str, tuple[str, ...]] = {
     "pictures": ("a picture", "an image", "a photo", "a drawing"),
     "booru tags": ("masterpiece", "best quality"),
 }
+NEUTRAL_TEXTS = frozenset(text for texts in NEUTRAL.values() for text in texts)
 ORDINARY: dict[str, tuple[str, ...]] = {
     "pictures": (
         "a photo of a cat sleeping on a sofa",

@@ -39,7 +39,7 @@ def words_of(forget: str, keep: str, kind: str) -> Words:
     """
     forgotten, kept = (read_lines(box).lines for box in (forget, keep))
     if not forgotten:
-        raise PureError("The forget box is empty. Write there what was erased, one concept per line.")
+        raise PureError("The forget box is empty. Write there what was erased: its name, or what it looks like.")
     refuse_shared(forgotten, kept)
     pairs = [*anchor_prompts(forget, "forget", kind).pairs, *anchor_prompts(keep, "retain", kind).pairs]
     texts = [tuple(text for concept, text in pairs if concept == line) for line in (*forgotten, *kept)]
@@ -129,7 +129,7 @@ def check_related(similar: Tensor) -> None:
 def describe(judged: Judged) -> tuple[str, list[str]]:
     """The report, one sentence to act on first, and the warnings in it."""
     before, after, kept = judged.target(judged.before), judged.target(judged.after), judged.retention()
-    still, lost = after.hits > GONE * before.hits, kept.interval[1] < KEPT
+    still, lost = 0 < before.hits * GONE < after.hits, kept.interval[1] < KEPT
     warnings = []
     if not before.hits:
         verdict = "Nothing can be said about the concept."

@@ -15,7 +15,6 @@ from .families import NATIVE_SIDE
 from .sites import AttentionSite, family_name, is_unet
 
 Link = list[Any]  # the host's [node id, output]
-ELSEWHERE = "the list to forget is in another node"
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def expand(erasure: Erasure, links: dict[str, Link]) -> tuple[dict[str, Any], di
 
     listed = {"forget": prompts_of(erasure.forget, "", 0)}
     if erasure.keep:
-        listed["keep"] = prompts_of(ELSEWHERE, erasure.keep, 1)
+        listed["keep"] = prompts_of("the list to forget is in another node", erasure.keep, 1)
     if erasure.replace_with:
         listed["replacement"] = prompts_of(erasure.replace_with, "", 0)
     captures = {

@@ -111,6 +111,7 @@ def test_shares_before_and_after():
             0,
         ),
         ([1, 2], [1, 2], "Warning: No picture shows the concept before", 1),
+        ([1, 2], [0, 0], "Warning: No picture shows the concept before", 1),
         ([0] + [1] * 4, [3] + [1] * 4, "Warning: Only 1 of 5 pictures showed the concept before", 1),
     ],
 )
@@ -134,6 +135,7 @@ def test_advice_follows_what_went_wrong():
         ("gone", "lost"): "Lower amount, or add what changed to keep.",
         ("still", "lost"): "Describe the concept in more words, and add what changed to keep.",
     }
+    assert "Raise amount" not in describe(judged([1] * 8, [0] * 2 + [1] * 6))[0]  # of a concept that was never seen
     one_of_four = describe(judged(before, [*gone, 1, 1, 1, 3]))[0]  # may be chance
     assert "3 of 4 pictures still show the same.\n" in one_of_four
 

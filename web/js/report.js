@@ -10,18 +10,23 @@ const grow = (node, height) => node.setSize([Math.max(node.size[0], 420), Math.m
 if (!app.extensions.some((e) => e.name === name)) app.registerExtension({ // a second copy of the pack brings the same file
   name,
   nodeCreated(node) {
-    if (isEraser(node)) grow(node, ROOM[0]), (node.pureIsNew = true);
+    if (!isEraser(node)) return;
+    grow(node, ROOM[0]);
+    node.pureIsNew = true;
   },
   loadedGraphNode(node) {
-    node.pureIsNew = false; // it has the size that its user gave it
+    if (isEraser(node)) node.pureIsNew = false; // it has the size that its user gave it
   },
   setup() {
     api.addEventListener("executed", ({ detail }) => {
       const { pure_report: report, pure_last: last } = detail.output ?? {};
-      const id = String(detail.display_node ?? detail.node), shown = app.graph.nodes.find((n) => String(n.id) === id);
+      const id = String(detail.display_node ?? detail.node);
+      const shown = app.graph.nodes.find((n) => String(n.id) === id);
       const inner = isEraser(shown) && id !== String(detail.node); // a node inside it: one of them speaks for all
       if (report && (!inner || last)) api.dispatchCustomEvent("progress_text", { nodeId: id, text: report[0] });
-      if (inner && last && shown.pureIsNew) grow(shown, ROOM[1]), (shown.pureIsNew = false);
+      if (!inner || !last || !shown.pureIsNew) return;
+      grow(shown, ROOM[1]);
+      shown.pureIsNew = false;
     });
   },
 });
