@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from playwright.sync_api import Browser as Chromium
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, TimeoutError, sync_playwright
 
 from comfyui_server import Server
 from get_comfyui import find_chromium
@@ -41,6 +41,8 @@ READY = (
     "LiteGraph.registered_node_types.PURE_BuildBasis && app.extensionManager.workflow.activeWorkflow)"
 )
 DRAWN = "app.graph.nodes.every(n => n.boundingRect[2] > 0)"  # boxes are measured when a node is drawn
+LOADED = """() => app.canvas.visible_nodes.every(n =>
+  (n.imgs ?? []).filter(i => i.complete && i.naturalWidth).length >= (app.nodeOutputs[n.id]?.images ?? []).length)"""
 NODES = """() => app.graph.nodes.map(n => ({
   id: String(n.id), type: n.type, title: n.title, box: Array.from(n.boundingRect), errors: !!n.has_errors,
   registered: n.type in LiteGraph.registered_node_types || !!n.isSubgraphNode?.(),
@@ -141,7 +143,8 @@ class Browser:
     def wait_for_end(self, runs: int, seconds: float = 600) -> dict:
         """What was seen until that many runs had ended, since the page was opened."""
         self.page.wait_for_function("runs => seen.ended >= runs", arg=runs, timeout=seconds * 1000)
-        self.page.wait_for_timeout(700)  # pictures load
+        self.drawn()
+        self.page.wait_for_function(LOADED)
         return self.page.evaluate("seen")
 
     def run(self, seconds: float = 600) -> dict:
@@ -183,11 +186,18 @@ class Browser:
     def drop_from_search(self, title: str, at: tuple[int, int] = (700, 400), words: str = "") -> int:
         """Double-clicks an empty place of the canvas, types words (the title, where none are given), takes the first
         result of that title, and puts it down there. Returns how often the mouse was clicked."""
-        self.page.mouse.dblclick(*at)
-        self.page.wait_for_function("document.activeElement?.tagName === 'INPUT'")
+        for _ in range(10):
+            self.page.mouse.dblclick(*at)
+            with contextlib.suppress(TimeoutError):
+                self.page.wait_for_function("document.activeElement?.tagName === 'INPUT'", timeout=6000)
+                break  # where the machine is busy, the two clicks may come too far apart to be one double click
+        else:
+            raise RuntimeError("The search for nodes did not open.")
         self.page.keyboard.type(words or title, delay=20)
+        before = self.page.evaluate("app.graph.nodes.length")
         self.page.locator(".p-autocomplete-option, [data-testid=result-item]", has_text=title).first.click()
-        self.page.wait_for_timeout(500)
+        self.page.wait_for_function("before => app.graph.nodes.length > before", arg=before)
+        self.page.wait_for_function("document.activeElement?.tagName !== 'INPUT'")
         hangs = self.page.evaluate("app.canvas.state?.ghostNodeId != null")  # on the pointer, in newer frontends
         if hangs:
             self.page.mouse.move(*at)
@@ -196,12 +206,13 @@ class Browser:
 
     def look_at(self, x: float = 0, y: float = 0) -> None:
         """Puts a place of the canvas into the upper left corner, at full size, and waits until that is drawn."""
-        drawn = self.page.evaluate(
-            "([x, y]) => { const c = app.canvas; c.ds.scale = 1; c.ds.offset = [-x, -y]; c.setDirty(true, true); "
-            "return c.frame }",
-            [x, y],
-        )
-        self.page.wait_for_function("frame => app.canvas.frame > frame + 1", arg=drawn)
+        self.page.evaluate("([x, y]) => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-x, -y] }", [x, y])
+        self.drawn()
+
+    def drawn(self) -> None:
+        """Waits until the canvas was drawn anew."""
+        frame = self.page.evaluate("(() => { app.canvas.setDirty(true, true); return app.canvas.frame })()")
+        self.page.wait_for_function("frame => app.canvas.frame > frame + 1", arg=frame)
 
     def clear(self) -> None:
         self.page.evaluate("app.graph.clear()")

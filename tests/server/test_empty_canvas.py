@@ -45,7 +45,10 @@ class Hands:
         self.page.mouse.down()
         self.page.mouse.move(*self.slot(target, name, True), steps=8)
         self.page.mouse.up()
-        self.page.wait_for_timeout(200)
+        self.page.wait_for_function(
+            "([id, name]) => app.graph.nodes.find(n => String(n.id) === id).inputs.find(i => i.name === name).link",
+            arg=[target, name],
+        )
         self.clicks += 1
 
     def write(self, placeholder: str, text: str) -> None:
