@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..pure_core.activations import LISTED
 from ..pure_core.build import shortened
 from . import sockets
-from .host import recording, reporting, sampling
+from .host import recording, reporting, sampling, sites
 
 
 class CaptureActivations(io.ComfyNode):
@@ -118,6 +118,7 @@ class CaptureActivations(io.ComfyNode):
                         tooltip="How many prompts and noises run at once. Changes speed and memory, not the result.",
                     )
                 ),
+                sockets.experimental(),
             ],
             outputs=[
                 sockets.Activations.Output(
@@ -144,9 +145,11 @@ class CaptureActivations(io.ComfyNode):
         sampler_name,
         scheduler,
         batch_size,
+        experimental,
         prompts=None,
     ) -> io.NodeOutput:
         sockets.connected(cls, prompts=prompts)
+        sites.check_experimental(model, sites.attention_sites(model), experimental)
         trajectory = sampling.Trajectory(
             steps, recorded_steps, seeds, seed, cfg, width, height, sampler_name, scheduler, batch_size
         )

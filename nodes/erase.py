@@ -137,6 +137,7 @@ class EraseConcept(io.ComfyNode):
                         ),
                     )
                 ),
+                sockets.experimental(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The edited MODEL, for samplers and savers."),
@@ -168,9 +169,11 @@ class EraseConcept(io.ComfyNode):
         batch_size,
         cfg,
         ordinary,
+        experimental,
         vae=None,
     ) -> io.NodeOutput:
         found = sites.attention_sites(model)
+        sites.check_experimental(model, found, experimental)
         replacing, transformer = bool(replace_with.strip()), not sites.is_unet(found)
         settings, weights = settings_of(kind, amount, transformer, "keys" in found[0].weights, replacing)
         prompts, *_ = make_prompts(forget, keep, kind)  # says what is wrong with the lists before anything is sampled
@@ -201,6 +204,7 @@ class EraseConcept(io.ComfyNode):
                 "seeds": 1,
                 "cfg": 1.0,
                 "batch_size": batch_size,
+                "experimental": experimental,
             },
             build=asdict(settings),
             apply={"strength": 1.0, "weights": weights, "iterations": 1, "layers": "all"},

@@ -7,6 +7,7 @@ import dataclasses
 from comfy_api.latest import io
 
 from ..pure_core.errors import PureError
+from .host.families import SINGLE_STREAM, listed
 
 CATEGORY = "PURE"
 Prompts = io.Custom("PURE_PROMPTS")  # pure_core.prompts.Prompts
@@ -29,6 +30,20 @@ def advanced(widget: io.Input) -> io.Input:
     """The same input, folded under the frontend's advanced inputs where it has those."""
     widget.extra_dict["advanced"] = True
     return widget
+
+
+def experimental() -> io.Input:
+    """The switch that captures of families on trial ask for."""
+    return advanced(
+        io.Boolean.Input(
+            "experimental",
+            default=False,
+            tooltip=(
+                f"Lets you erase from {listed(SINGLE_STREAM)}. Their text and picture share attention weights, so "
+                "other pictures change more. No other MODEL needs it."
+            ),
+        )
+    )
 
 
 def wire(kind, name: str, tooltip: str, optional: bool = False) -> io.Input:

@@ -135,6 +135,7 @@ def capture_parts(checkpoint: str, concepts: Concepts, settings: Settings, folde
                 seeds=1,
                 cfg=1.0,
                 batch_size=settings.batch_size,
+                experimental=False,
                 **settings.sampled,
             ),
             # a folder of its own for each run: the number that the host gives is always the first

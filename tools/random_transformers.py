@@ -141,6 +141,21 @@ HUNYUAN = {
     "use_cond_type_embedding": False,
     "vision_in_dim": None,
 }
+NEXT_DIT = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": 256,
+    "cap_feat_dim": 32,
+    "n_layers": 2,
+    "n_refiner_layers": 1,
+    "qk_norm": True,
+    "n_heads": 4,
+    "axes_dims": (16, 24, 24),
+    "axes_lens": (300, 512, 512),
+    "multiple_of": 64,
+    "ffn_dim_multiplier": 1.0,
+}
 TRANSFORMERS = {
     "PixArt alpha": Random(
         "PixArtAlpha",
@@ -353,6 +368,43 @@ TRANSFORMERS = {
         },
         pooled=24,
         extra={"conditioning_llama3": (2, "tokens", 32)},
+    ),
+    "Lumina 2": Random("Lumina2", {**NEXT_DIT, "n_kv_heads": 2}),  # two heads of the attention share one of the values
+    "Z-Image": Random(  # text and picture are padded to a multiple of nine tokens: 7 to 9, 16 to 18
+        "ZImage",
+        {**NEXT_DIT, "n_kv_heads": 4, "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 9},
+    ),
+    "OmniGen2": Random(
+        "Omnigen2",
+        {
+            "image_model": "omnigen2",
+            "hidden_size": 256,
+            "num_layers": 2,
+            "num_refiner_layers": 1,
+            "num_attention_heads": 4,
+            "num_kv_heads": 2,
+            "multiple_of": 64,
+            "axes_dim_rope": (16, 24, 24),
+            "text_feat_dim": 32,
+        },
+        extra={"attention_mask": ("tokens",)},
+    ),
+    "Krea 2": Random(  # its text is one of several layers
+        "Krea2",
+        {
+            "image_model": "krea2",
+            "features": 128,
+            "heads": 4,
+            "kvheads": 2,
+            "multiplier": 2,
+            "layers": 2,
+            "channels": 16,
+            "txtdim": 32,
+            "txtlayers": 2,
+            "txtheads": 2,
+            "txtkvheads": 2,
+        },
+        context=64,
     ),
 }
 

@@ -7,13 +7,17 @@ ComfyUI 0.3.75 and 0.33.0; tests/nodes/test_families.py loads a small random mod
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 
 @dataclass(frozen=True)
 class Part:
-    """A weight of an attention module: the submodule that holds it, and which of how many equal parts of its rows."""
+    """A weight of an attention module: the submodule that holds it, and which of how many parts of its rows.
+
+    The parts of a fused weight are, in order, the last `of` of queries, keys and values.
+    """
 
     module: str
     index: int = 0
@@ -26,11 +30,15 @@ class Family:
 
     name: what a person calls it. sites: a regular expression that the names of its attention modules match whole.
     values, keys, output: their weights; keys is None where text has no keys that an edit could be of. output belongs to
-    the picture's tokens. heads: the attribute of the attention module (or a path to it) that holds their number.
-    normed: a norm follows the keys, so that an edit of keys would be no projection of them. joint: text and picture
-    tokens share one softmax, text first unless text_last (an attribute that says so, or True). tokens_first:
-    activations are laid out (tokens, batch, channels). beside: a module of values for something else than text (a start
-    picture); where it is there, what enters the output is the sum of both, and only text's own part is recorded.
+    the picture's tokens. heads: the attribute of the attention module (or a path to it) that holds their number;
+    value_heads: of the values' heads, where several of the attention's share one (grouped queries). normed: a norm
+    follows the keys, so that an edit of keys would be no projection of them. joint: text and picture tokens share one
+    softmax, text first unless text_last (an attribute that says so, or True). shared: they share the weights too, and
+    two other modules of the model, the text's and the picture's, put out as many tokens as there are of each (those
+    behind the picture's are padding). alone: the host counts the text's tokens of a batch together, so that it can run
+    one prompt at a time. tokens_first: activations are laid out (tokens, batch, channels). beside: a module of values
+    for something else than text (a start picture); where it is there, what enters the output is the sum of both, and
+    only text's own part is recorded.
     """
 
     name: str
@@ -38,10 +46,13 @@ class Family:
     values: Part
     output: Part
     heads: str
+    value_heads: str = ""
     keys: Part | None = None
     normed: bool = True
     joint: bool = False
     text_last: str | bool = False
+    shared: tuple[str, str] | None = None
+    alone: bool = False
     beside: str = ""
     tokens_first: bool = False
 
@@ -165,14 +176,56 @@ JOINT_ATTENTION = (
         text_last=True,
     ),
 )
-FAMILIES = (*CROSS_ATTENTION, *JOINT_ATTENTION)
+SINGLE_STREAM = (
+    Family(
+        "Z-Image, Lumina 2",
+        r"layers\.\d+\.attention",
+        values=Part("qkv", 2, 3),
+        output=Part("out"),
+        heads="n_local_heads",
+        value_heads="n_local_kv_heads",
+        joint=True,
+        shared=("context_refiner.0", "x_embedder"),
+    ),
+    Family(
+        "OmniGen2",
+        r"layers\.\d+\.attn",
+        values=Part("to_v"),
+        output=Part("to_out.0"),
+        heads="heads",
+        value_heads="kv_heads",
+        joint=True,
+        shared=("context_refiner.0", "x_embedder"),
+        alone=True,
+    ),
+    Family(
+        "Krea 2",
+        r"blocks\.\d+\.attn",
+        values=Part("wv"),
+        output=Part("wo"),
+        heads="heads",
+        value_heads="kvheads",
+        joint=True,
+        shared=("txtmlp", "first"),
+    ),
+)
+FAMILIES = (*CROSS_ATTENTION, *JOINT_ATTENTION, *SINGLE_STREAM)
 # Blocks of families above in which text and picture tokens share every weight: left alone, and counted in reports.
 SHARED_BLOCKS = re.compile(r"(single_blocks|single_layers|single_stream_blocks)\.\d+")
-# Families whose text has no attention weights of its own anywhere: how to tell them, and what they are called.
+# Families that cannot be edited: how to tell them, what they are called, and why.
 WITHOUT_SITES = {
-    r"(layers|context_refiner)\.\d+\.attention": "Lumina 2 and Z-Image",
-    r"(layers|single_transformer_blocks)\.\d+\.attn\.to_qkv": "Krea 2 and MiniMax H3",
-    r"down_blocks\..*\.kv_mapper\.1": "Stable Cascade",
+    r"layers\.\d+\.self_attention\.to_v": (
+        "ERNIE-Image",
+        "ComfyUI does not let anyone look into its attention, so PURE cannot see what text renders",
+    ),
+    r"blocks\.\d+\.attn\.qkv_proj": (
+        "MiniMax H3",
+        "it lines up the tokens of all prompts, pictures and sounds in one row, which PURE cannot take apart yet",
+    ),
+    r"down_blocks\..*\.kv_mapper\.1": (
+        "Stable Cascade",
+        "its text and picture share their attention weights, so PURE cannot edit one without the other",
+    ),
 }
 
 
@@ -190,7 +243,12 @@ NATIVE_SIDE = {
 }
 
 
+def listed(families: Sequence[Family]) -> str:
+    """What a person calls them, for sentences."""
+    *names, last = ", ".join(family.name for family in families).split(", ")
+    return f"{', '.join(names)} and {last}" if names else last
+
+
 def supported() -> str:
-    """The families that can be edited, for sentences."""
-    names = ", ".join(family.name for family in FAMILIES).split(", ")
-    return f"PURE works with {', '.join(names[:-1])} and {names[-1]}"
+    """The families that can be edited, as a sentence without its full stop."""
+    return f"PURE works with {listed([f for f in FAMILIES if not f.shared])}, and on trial with {listed(SINGLE_STREAM)}"

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
@@ -57,16 +58,23 @@ def _observe_calls(
     model: Any, sites: list[AttentionSite], seen: Seen, root: torch.nn.Module, stack: contextlib.ExitStack
 ) -> Any:
     """A clone whose attention calls are looked at; a hook on the text's values tells whose call comes next."""
-    waiting: list[tuple[AttentionSite, torch.Tensor]] = []  # the site that has made its text's values, and those
+    waiting: list[tuple[AttentionSite, torch.Tensor]] = []  # the site that has made its values, and those
+    tokens: dict[str, int] = {}  # how many tokens came out of the modules that say how many are text and picture
 
-    def after_values(site: AttentionSite) -> Callable[..., None]:
-        def hook(_: torch.nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
-            waiting[:] = [(site, out)]
+    def after(module: str, do: Callable[[torch.Tensor], Any]) -> None:
+        handle = root.get_submodule(module).register_forward_hook(lambda _, args, out: do(out))
+        stack.callback(handle.remove)
 
-        return hook
+    def made_values(site: AttentionSite, values: torch.Tensor) -> None:
+        waiting[:] = [(site, values)]
+
+    def made_tokens(module: str, out: torch.Tensor) -> None:
+        tokens[module] = out.shape[1]
 
     for site in sites:
-        stack.callback(root.get_submodule(site.text).register_forward_hook(after_values(site)).remove)
+        after(site.text, partial(made_values, site))
+    for module in sites[0].family.shared or ():
+        after(module, partial(made_tokens, module))
     stack.callback(waiting.clear)
     clone = model.clone()
     options = clone.model_options["transformer_options"] = {**clone.model_options.get("transformer_options", {})}
@@ -79,7 +87,8 @@ def _observe_calls(
             site, values = waiting[0]
             if site.family.joint:
                 waiting.clear()
-                seen(site, text_part(call, site, last_text(site, root), values.shape[1], out, *args, **kwargs))
+                where = layout(site, root, args[0], values, tokens, kwargs)
+                seen(site, text_part(call, site, where, out, *args, **kwargs))
             elif args[2].data_ptr() == values.data_ptr():  # the other call is of something else than text
                 waiting.clear()
                 seen(site, out)
@@ -87,6 +96,39 @@ def _observe_calls(
 
     options[OVERRIDE] = override
     return clone
+
+
+class Layout(NamedTuple):
+    """Where a joint call has its tokens, (start, length): the text's and the picture's; and how many there are."""
+
+    text: tuple[int, int]
+    picture: tuple[int, int]
+    tokens: int
+
+
+def layout(
+    site: AttentionSite,
+    root: torch.nn.Module,
+    q: torch.Tensor,
+    values: torch.Tensor,
+    counted: dict[str, int],
+    options: dict[str, Any],
+) -> Layout:
+    """Of a joint attention call with these queries; values: what the site's module of values made."""
+    tokens = q.shape[token_axis(options)]
+    if site.family.shared:  # text, padding, picture, padding
+        text, pictures = (counted[module] for module in site.family.shared)
+        return Layout((0, text), (text, pictures), tokens)
+    text = values.shape[1]
+    if last_text(site, root):
+        return Layout((tokens - text, text), (0, tokens - text), tokens)
+    return Layout((0, text), (text, tokens - text), tokens)
+
+
+def token_axis(options: dict[str, Any]) -> int:
+    """The tokens' dimension in the host's attention: (batch, heads, tokens, d / heads) with skip_reshape, else (batch,
+    tokens, d)."""
+    return 2 if options.get("skip_reshape") else 1
 
 
 def last_text(site: AttentionSite, root: torch.nn.Module) -> bool:
@@ -98,8 +140,7 @@ def last_text(site: AttentionSite, root: torch.nn.Module) -> bool:
 def text_part(
     attend: Callable[..., torch.Tensor],
     site: AttentionSite,
-    text_last: bool,
-    text: int,
+    where: Layout,
     out: torch.Tensor,
     q: torch.Tensor,
     k: torch.Tensor,
@@ -108,22 +149,19 @@ def text_part(
     mask: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """h_T (batch, picture tokens, d): the same attention of the picture's tokens, with the picture's values zero.
+    """h_T (batch, picture tokens, d): the same attention of the picture's tokens, with all values but the text's zero.
 
-    q, k, v: (batch, heads, tokens, d / heads) with skip_reshape, else (batch, tokens, d), as the host's attention has
-    it.
+    q, k, v: as the host's attention has them.
     """
-    axis = 2 if kwargs.get("skip_reshape") else 1
-    tokens = q.shape[axis]
-    if not text < tokens or out.shape[1] != tokens or out.dim() != 3:
+    axis = token_axis(kwargs)
+    fits = where.picture[1] > 0 and sum(where.picture) <= where.tokens
+    if not fits or out.shape[1] != where.tokens or out.dim() != 3:
         raise PureError(
-            f"The attention of layer {site.name} does not look as expected ({tokens} tokens, {text} of text). Please "
-            "report this with the MODEL's name."
+            f"The attention of layer {site.name} does not look as expected ({where.tokens} tokens, {where.text[1]} of "
+            "text). Please report this with the MODEL's name."
         )
-    pictures = tokens - text
-    of_text, of_picture = ((pictures, text), (0, pictures)) if text_last else ((0, text), (text, pictures))
     only_text = torch.zeros_like(v)
-    only_text.narrow(axis, *of_text).copy_(v.narrow(axis, *of_text))
-    if mask is not None and mask.dim() > 2 and mask.shape[-2] == tokens:
-        mask = mask.narrow(-2, *of_picture)
-    return attend(q.narrow(axis, *of_picture), k, only_text, heads, mask=mask, **kwargs)
+    only_text.narrow(axis, *where.text).copy_(v.narrow(axis, *where.text))
+    if mask is not None and mask.dim() > 2 and mask.shape[-2] == where.tokens:
+        mask = mask.narrow(-2, *where.picture)
+    return attend(q.narrow(axis, *where.picture), k, only_text, heads, mask=mask, **kwargs)

@@ -1,7 +1,8 @@
 """Records rows along the first steps of the host's own sampling.
 
 A row is the mean over the picture's tokens of what text renders at a site (nodes/host/observing.py), one per prompt,
-latent and step, as in PURE (arXiv 2605.25765); only the conditional half counts.
+latent and step, as in PURE (arXiv 2605.25765); only the conditional half counts. Where several heads share one of the
+values' heads (grouped queries), each of them is a row: one E per value head acts on all of them alike.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ def capture(model: Any, clip: Any, prompts: Prompts, trajectory: Trajectory) -> 
     for part in (jobs[i : i + size] for i in range(0, len(jobs), size)):
         conditioning = encode_all(clip, [job.text for job in part], empty)
         run(model, conditioning, part, trajectory, sites, recorder.add, progress)
-    moments = recorder.results(len(jobs) * trajectory.recorded_steps)
+    each = trajectory.recorded_steps * sites[0].shares
+    moments = recorder.results(len(jobs) * each)
     per_concept = [sum(name == concept for name, _ in prompts.pairs) for concept in concepts]
-    rows = tuple(count * trajectory.seeds * trajectory.recorded_steps for count in per_concept)
+    rows = tuple(count * trajectory.seeds * each for count in per_concept)
     shapes = {site.name: site.shape for site in sites}
     anchors = Anchors(concepts, prompts.texts)
     return Activations(prompts.role, moments, recorder.sums, rows, shapes, anchors, trajectory.settings, identity)
@@ -82,9 +84,10 @@ def run(
     latents = start_noise(model, trajectory.seed, trajectory.seeds, trajectory.width, trajectory.height)
     pool = Pool()
     with pool.reading_halves(model), observed(model, sites, pool.see, after_output) as watched:
-        for i, batch in enumerate(batched(jobs, conditioning, trajectory.batch_size)):
+        size = 1 if sites[0].family.alone else trajectory.batch_size
+        for i, batch in enumerate(batched(jobs, conditioning, size)):
             pool.begin(len(batch))
-            labels = [job.label for job in batch]
+            labels = [job.label for job in batch for _ in range(sites[0].shares)]
             fed: list[torch.Tensor] = []
 
             def after_step(
@@ -139,7 +142,7 @@ class Pool:
                         f"Layer {site.name} ran more than once in a step: a node upstream repeats or tiles the "
                         "sampling. Connect the MODEL from before it."
                     )
-                self._pooled[site.name] = part.mean(1, dtype=torch.float32)
+                self._pooled[site.name] = per_value_head(part.mean(1, dtype=torch.float32), site)
 
     def rows(self) -> dict[str, torch.Tensor]:
         """The rows of the step per site, (n, d) on the CPU, by one transfer; none are kept."""
@@ -148,6 +151,12 @@ class Pool:
             return {}
         together = torch.cat(list(pooled.values()), 1).cpu()
         return dict(zip(pooled, together.split([rows.shape[1] for rows in pooled.values()], 1), strict=True))
+
+
+def per_value_head(rows: torch.Tensor, site: AttentionSite) -> torch.Tensor:
+    """Rows (n, shares x d) as (n x shares, d): where heads share one of the values' heads, each of them is a row."""
+    heads: torch.Tensor = rows.unflatten(1, (site.heads, site.shares, site.width // site.heads))
+    return heads.transpose(1, 2).reshape(-1, site.width)
 
 
 class Recorder:
@@ -212,4 +221,4 @@ def record_rows(
         labels.extend(own)
 
     run(model, conditioning, jobs, trajectory, sites, take, progress, after_output=not sites[0].family.joint, **feed)
-    return recorder.results(len(jobs) * trajectory.recorded_steps), labels
+    return recorder.results(len(jobs) * trajectory.recorded_steps * sites[0].shares), labels

@@ -14,7 +14,7 @@ import torch
 
 from ...pure_core.activations import SiteShape
 from ...pure_core.errors import PureError
-from .families import FAMILIES, SHARED_BLOCKS, UNET, WITHOUT_SITES, Family, Part, supported
+from .families import FAMILIES, SHARED_BLOCKS, UNET, WITHOUT_SITES, Family, Part, listed, supported
 
 ROOT = "diffusion_model."  # prefix of the diffusion model's keys in a MODEL
 WITHOUT_TEXT = ("Stable_Zero123", "Lotus")  # U-Nets of this layout that are fed a picture where others are fed text
@@ -43,7 +43,9 @@ class Slab:
 class AttentionSite:
     """One place where picture tokens attend to text.
 
-    name: the attention module's path in the diffusion model. width, heads: of its values. context: width of the text
+    name: the attention module's path in the diffusion model. width, heads: of its values. shares: how many of the
+    attention's heads share one of the values' (1 but for grouped queries): what is rendered has as many parts of that
+    width. context: width of the text
     tokens that enter it. depth: 0 the first of the MODEL's sites, 1 the last. weights: the slabs of each projection
     that can be edited, weights and biases. family: its row of the table. output, text: paths of the module that is fed
     h by the picture's tokens, and of the one that makes the text's values. summed: what enters the output is h and
@@ -60,6 +62,7 @@ class AttentionSite:
     output: str
     text: str
     summed: bool = False
+    shares: int = 1
 
     @property
     def shape(self) -> SiteShape:
@@ -97,6 +100,16 @@ def attention_sites(model: Any) -> list[AttentionSite]:
     raise NoSites(refusal(kind, modules))
 
 
+def check_experimental(model: Any, sites: list[AttentionSite], allowed: bool) -> None:
+    """Raises PureError where an edit of the text's values is one of the picture's too, unless the user allows it."""
+    if sites[0].family.shared and not allowed:
+        raise PureError(
+            f"This MODEL ({family_name(model)}) is built like {listed([sites[0].family])}: its text and picture share "
+            "their attention weights, so erasing a concept changes other pictures more than elsewhere. Turn on "
+            "experimental to try it."
+        )
+
+
 def is_site(family: Family, name: str, module: torch.nn.Module) -> bool:
     """Whether a module is an attention site of this family: by its name and its parts."""
     if not family.pattern.fullmatch(name):
@@ -126,21 +139,35 @@ def site_of(family: Family, name: str, module: torch.nn.Module, depth: float, ki
     for part in (family.values, family.output, family.keys):
         if part:
             refuse_packed(weight_of(module, part), kind)
-    rows, context = (int(n) for n in values.shape)
-    width, heads = rows // family.values.of, int(attribute(module, family.heads))
-    weights: dict[Projection, tuple[Slab, ...]] = {"values": slabs(name, module, family.values)}
+    heads, queries = heads_of(family, module)
+    width, context = span_of(family.values, int(values.shape[0]), heads, queries)[1], int(values.shape[1])
+    weights: dict[Projection, tuple[Slab, ...]] = {"values": slabs(name, module, family.values, heads, queries)}
     if family.keys and not family.normed:
-        weights["keys"] = slabs(name, module, family.keys)
+        weights["keys"] = slabs(name, module, family.keys, heads, queries)
     summed = bool(family.beside) and submodule(module, family.beside) is not None
     if not family.joint and not summed:
         weights["output"] = (Slab(f"{ROOT}{name}.{family.output.module}.weight"),)
-    if width % heads or int(output.shape[1]) != width:
+    if width % heads or queries % heads or int(output.shape[1]) != width * (queries // heads):
         raise PureError(
             f"This MODEL ({kind}) has an attention layer that PURE does not know: {name} has values of width {width} "
-            f"on {heads} heads, and {int(output.shape[1])} channels enter its output. {supported()}."
+            f"on {heads} heads, and {int(output.shape[1])} channels of {queries} heads enter its output. "
+            f"{supported()}."
         )
     paths = (f"{name}.{family.output.module}", f"{name}.{family.values.module}")
-    return AttentionSite(name, width, heads, context, depth, weights, family, *paths, summed)
+    return AttentionSite(name, width, heads, context, depth, weights, family, *paths, summed, queries // heads)
+
+
+def heads_of(family: Family, module: torch.nn.Module) -> tuple[int, int]:
+    """How many heads the values of an attention module have, and how many its queries."""
+    queries = int(attribute(module, family.heads))
+    return int(attribute(module, family.value_heads)) if family.value_heads else queries, queries
+
+
+def span_of(part: Part, rows: int, heads: int, queries: int) -> tuple[int, int]:
+    """Start and length of a part among the rows of its weight: all of them, or keys and values of as many heads."""
+    sizes = (queries, heads, heads)[-part.of :]
+    start, end = (rows * sum(sizes[:i]) // sum(sizes) for i in (part.index, part.index + 1))
+    return start, end - start
 
 
 def weight_of(module: torch.nn.Module, part: Part) -> Any:
@@ -148,14 +175,13 @@ def weight_of(module: torch.nn.Module, part: Part) -> Any:
     return getattr(module.get_submodule(part.module), "weight", None)
 
 
-def slabs(name: str, module: torch.nn.Module, part: Part) -> tuple[Slab, ...]:
+def slabs(name: str, module: torch.nn.Module, part: Part, heads: int, queries: int) -> tuple[Slab, ...]:
     """The slabs of one projection: weight, and bias where there is one."""
     owner, found = module.get_submodule(part.module), []
     for kind in ("weight", "bias"):
         parameter = getattr(owner, kind, None)
         if parameter is not None:
-            length = int(parameter.shape[0]) // part.of
-            offset = None if part.of == 1 else (0, part.index * length, length)
+            offset = None if part.of == 1 else (0, *span_of(part, int(parameter.shape[0]), heads, queries))
             found.append(Slab(f"{ROOT}{name}.{part.module}.{kind}", offset))
     return tuple(found)
 
@@ -177,12 +203,9 @@ def refuse_packed(weight: torch.Tensor | None, kind: str) -> None:
 
 def refusal(kind: str, modules: Mapping[str, torch.nn.Module]) -> str:
     """Why a MODEL without sites cannot be edited, in words."""
-    for pattern, name in WITHOUT_SITES.items():
+    for pattern, (name, why) in WITHOUT_SITES.items():
         if any(re.fullmatch(pattern, module) for module in modules):
-            return (
-                f"This MODEL ({kind}) is built like {name}: its text and picture share their attention weights, so "
-                f"PURE cannot edit one without the other. {supported()}."
-            )
+            return f"This MODEL ({kind}) is built like {name}: {why}. {supported()}."
     return f"This MODEL ({kind}) has no attention to text that PURE knows. {supported()}."
 
 

@@ -35,7 +35,8 @@ SMALL = {"steps": 4, "recorded_steps": 2, "seeds": 1, "width": 64, "height": 64,
 
 def capture(checkpoint, prompts, **inputs):
     model, clip = checkpoint[:2]
-    return run(CaptureActivations, model=model, clip=clip, prompts=prompts, **{**SMALL, **inputs})[0]
+    inputs = {**SMALL, "experimental": True, **inputs}
+    return run(CaptureActivations, model=model, clip=clip, prompts=prompts, **inputs)[0]
 
 
 def build(forget, keep=None, **inputs):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from pure_pack.nodes.host import families, sampling
+from pure_pack.nodes.capture import CaptureActivations
+from pure_pack.nodes.host import families, sampling, sites
 from pure_pack.nodes.host.patches import edits_of
 from pure_pack.nodes.host.sites import attention_sites, shared_blocks
 from pure_pack.nodes.host.weights import effective_weight
@@ -14,7 +15,7 @@ from pure_pack.pure_core.projection import edit_matrix
 from safetensors.torch import load_file
 
 from random_transformers import RandomText, load_transformer
-from run_nodes import apply, build, capture, prompts
+from run_nodes import SMALL, apply, build, capture, prompts, run
 
 BEFORE = Path(__file__).parent / "fixtures" / "unet_edits.safetensors"  # products with a fixed vector
 
@@ -82,7 +83,29 @@ def test_a_site_that_the_forward_pass_does_not_call_is_found_by_its_rows(monkeyp
 def test_refusals_list_what_works_and_never_what_does_not(mini):
     words = families.supported()
     assert all(part in words for family in families.FAMILIES for part in family.name.split(", "))
-    assert not any(name in words for name in families.WITHOUT_SITES.values())
+    assert not any(name in words for name, _ in families.WITHOUT_SITES.values())
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("layers.0.self_attention.to_v", "ERNIE-Image"),
+        ("blocks.0.attn.qkv_proj", "MiniMax H3"),
+        ("down_blocks.0.1.kv_mapper.1", "Stable Cascade"),
+    ],
+)
+def test_a_family_that_cannot_be_edited_is_called_by_its_name(path, name):
+    """Module paths as the host's classes have them (0.33.0)."""
+    (why,) = [why for known, why in families.WITHOUT_SITES.values() if known == name]
+    told = sites.refusal("Its class", {path: torch.nn.Identity()})
+    assert told == f"This MODEL (Its class) is built like {name}: {why}. {families.supported()}."
+
+
+def test_a_model_whose_text_and_picture_share_weights_is_captured_only_on_request():
+    part = {"model": load_transformer("Z-Image"), "clip": RandomText("Z-Image"), "prompts": prompts("one")}
+    with pytest.raises(PureError, match=r"built like Z-Image and Lumina 2: .*Turn on experimental"):
+        run(CaptureActivations, **part)
+    assert run(CaptureActivations, **part, **SMALL, scheduler="simple", experimental=True)[0].count
 
 
 @pytest.mark.parametrize(("family", "count"), [("Flux.1", 1), ("AuraFlow", 1), ("SD 3", 0)])

@@ -27,7 +27,9 @@ TEXT_LAST = {"HiDream"}
 if "flipped_img_txt" in inspect.signature(comfy.ldm.flux.layers.DoubleStreamBlock).parameters:  # gone in newer hosts
     TEXT_LAST |= {"HunyuanVideo"}
 JOINT = {family for family in TRANSFORMERS if family in ("SD 3", "SD 3.5 medium", "Qwen-Image", "Flux.1", "Flux.2")}
-JOINT |= {"Chroma", "HunyuanVideo", "AuraFlow", "HiDream"}
+JOINT |= {"Chroma", "HunyuanVideo", "AuraFlow", "HiDream", "Lumina 2", "Z-Image", "OmniGen2", "Krea 2"}
+SHARES = {"Lumina 2": 2, "OmniGen2": 2, "Krea 2": 2}  # heads that share one of the values' heads
+PADDING = {"Z-Image": 2}  # tokens behind the picture's
 NAMES = {
     "PixArt alpha": "blocks.0.cross_attn",
     "PixArt sigma": "blocks.0.cross_attn",
@@ -51,6 +53,10 @@ NAMES = {
     "HunyuanVideo": "double_blocks.0",
     "AuraFlow": "double_layers.0.attn",
     "HiDream": "double_stream_blocks.0.block.attn1",
+    "Lumina 2": "layers.0.attention",
+    "Z-Image": "layers.0.attention",
+    "OmniGen2": "layers.0.attn",
+    "Krea 2": "blocks.0.attn",
 }
 
 
@@ -83,6 +89,8 @@ def explicit(q, k, v, heads, only, mask=None, skip_reshape=False, **_):
     if not skip_reshape:  # some give v with its heads apart
         q, k, v = (t.flatten(2) for t in (q, k, v))
         q, k, v = (t.view(t.shape[0], -1, heads, t.shape[-1] // heads).transpose(1, 2) for t in (q, k, v))
+    v = v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     scores = q.double() @ k.double().transpose(-1, -2) / q.shape[-1] ** 0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
@@ -94,12 +102,16 @@ def independent_rows(family, model, clip, texts, monkeypatch):
     """Site -> (prompts, steps, d) rows, sampled one prompt at a time, from what each site's attention call is given."""
     root, sites, current, calls = diffusion_model(model), attention_sites(model), [], []
     of_text = []  # the latest text's values, held: a freed tensor's memory is soon another's
-    handles = [
-        root.get_submodule(site.text).register_forward_hook(
-            lambda _, args, out: of_text.__setitem__(slice(None), [out])
-        )
-        for site in sites
-    ]
+    widths = {}  # of what its module was given
+
+    def of_values(name):
+        def hook(_, args, out):
+            of_text[:] = [out]
+            widths[name] = args[0].shape[-1]
+
+        return hook
+
+    handles = [root.get_submodule(site.text).register_forward_hook(of_values(site.text)) for site in sites]
     handles += [
         root.get_submodule(site.name).register_forward_pre_hook(
             lambda module, args, name=site.name: current.append((name, gates_of(module, args)))
@@ -143,7 +155,12 @@ def independent_rows(family, model, clip, texts, monkeypatch):
             for site in sites:
                 own = [call for name, *call in calls if name == site.name]
                 assert len(own) == STEPS["recorded_steps"]
-                rows[site.name].append(torch.cat([row_of(family, *call) for call in own]))
+                assert all(args[3] == site.heads * site.shares for args, *_ in own)
+                assert widths[site.text] == site.context
+                parts = torch.cat([row_of(family, *call) for call in own])
+                # of grouped queries, each is a row: head g x shares + r of the attention has the values of head g
+                parts = parts.view(len(parts), site.heads, site.shares, -1).transpose(1, 2)
+                rows[site.name].append(parts.reshape(-1, site.width))
     for handle in handles:
         handle.remove()
     return {name: torch.stack(own) for name, own in rows.items()}
@@ -165,8 +182,8 @@ def row_of(family, args, kwargs, gates=None):
         return (rows if gates is None else rows * gates.repeat_interleave(rows.shape[-1] // args[3], -1)).mean(1)
     patch = 1 if family == "Flux.2" else 2
     pictures = (TRANSFORMERS[family].side // patch) ** 2
-    text = queries - pictures
-    of_text, of_picture = torch.arange(text), torch.arange(text, queries)
+    text = queries - pictures - PADDING.get(family, 0)
+    of_text, of_picture = torch.arange(text), torch.arange(text, text + pictures)
     if family in TEXT_LAST:
         of_text, of_picture = torch.arange(pictures, queries), torch.arange(pictures)
     return explicit(*args, of_text, **kwargs)[:, of_picture].mean(1)
@@ -179,7 +196,8 @@ def test_sites_are_found_with_their_widths_heads_and_weights(case):
     assert sites[0].name == NAMES[family]
     state = model.model.state_dict()
     for site in sites:
-        assert site.width == root.get_submodule(site.output).weight.shape[1]
+        assert site.shares == SHARES.get(family, 1)
+        assert site.width * site.shares == root.get_submodule(site.output).weight.shape[1]
         assert site.width % site.heads == 0
         owner = root.get_submodule(site.text)
         slabs = site.weights["values"]
@@ -199,7 +217,8 @@ def test_rows_equal_an_independent_computation_prompt_by_prompt(case, monkeypatc
     texts = FORGET.splitlines()
     one_by_one = capture((model, clip), prompts(FORGET, templates="{}"), batch_size=1, **size(model, family))
     want = independent_rows(family, model, clip, texts, monkeypatch)
-    assert together.rows == one_by_one.rows == (STEPS["recorded_steps"],) * len(texts)
+    each = STEPS["recorded_steps"] * SHARES.get(family, 1)
+    assert together.rows == one_by_one.rows == (each,) * len(texts)
     for name, rows in want.items():
         for got in (together, one_by_one):
             error = (got.sums[name] - rows.sum(1)).norm(dim=1) / rows.sum(1).norm(dim=1)

@@ -33,6 +33,7 @@ SMALL = {
             "sampler_name": "euler",
             "scheduler": "normal",
             "batch_size": 4,
+            "experimental": False,
         },
     },
     "build": {

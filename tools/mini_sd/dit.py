@@ -1,5 +1,5 @@
-"""Two narrow diffusion transformers, instances of the host's own classes, and how they lie in the host's full layouts:
-cross-attention in Wan t2v's, joint attention in Stable Diffusion 3's.
+"""Three narrow diffusion transformers, instances of the host's own classes, and how they lie in its full layouts:
+cross-attention in Wan t2v's, joint attention in Stable Diffusion 3's, one stream in Z-Image's (of another width).
 
 Their text encoder, and their latents, are those of the miniature Stable Diffusion, frozen.
 """
@@ -10,11 +10,13 @@ import inprocess
 
 inprocess.start()  # before anything of comfy is imported
 
+import comfy.ldm.lumina.model
 import comfy.ldm.modules.diffusionmodules.mmdit
 import comfy.ldm.wan.model
 import comfy.ops
 import torch
 import torch.nn as nn
+from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.wan.model import WanModel, WanT2VCrossAttention
 
@@ -27,6 +29,19 @@ WAN_CHANNELS = [1, 4, 11, 13]  # of the host's 16: least spread, so that a decod
 SD3_CHANNELS = [0, 1, 2, 3]
 WAN_LAYERS, WAN_FFN = 6, 512
 SD3_DEPTH, SD3_MLP = 4, 384  # of 1024
+ZIMAGE = {
+    "dim": WIDTH,
+    "n_heads": 4,
+    "n_layers": 6,
+    "n_refiner_layers": 1,
+    "axes_dims": (16, 24, 24),
+    "axes_lens": (300, 512, 512),
+    "multiple_of": 64,
+    "ffn_dim_multiplier": 1.5,
+    "qk_norm": True,
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
+}  # NextDiT's arguments; the host knows this layout in two widths alone, 2304 and 3840
 
 
 def attend(q, k, v, heads, **_):
@@ -36,10 +51,16 @@ def attend(q, k, v, heads, **_):
     return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 
+def attend_heads(q, k, v, heads, mask=None, **_):
+    """The same, of (batch, heads, tokens, width of a head)."""
+    return attend(*(t.transpose(1, 2) for t in (q, k, v)), heads)
+
+
 def train_on_a_cpu() -> None:
     """Only in a process that trains: the host's transformers with the attention above."""
     comfy.ldm.wan.model.optimized_attention = attend
     comfy.ldm.modules.diffusionmodules.mmdit.optimized_attention = attend
+    comfy.ldm.lumina.model.optimized_attention_masked = attend_heads
 
 
 class SharedText(WanT2VCrossAttention):
@@ -105,6 +126,24 @@ def sd3() -> OpenAISignatureMMDITWrapper:
     return net
 
 
+def zimage() -> NextDiT:
+    net = NextDiT(
+        in_channels=LIVE,
+        cap_feat_dim=TEXT,
+        dtype=torch.float32,
+        device="cpu",
+        operations=comfy.ops.disable_weight_init,
+        **ZIMAGE,
+    )
+    initialise(net)
+    for block in (*net.layers, *net.noise_refiner):
+        last = block.adaLN_modulation[-1]
+        nn.init.zeros_(last.weight)
+        last.bias.data.view(4, -1)[[1, 3]] = 1.0  # gates open
+    nn.init.zeros_(net.final_layer.linear.weight)
+    return net
+
+
 @torch.no_grad()
 def initialise(net: nn.Module) -> None:
     """The host's modules come with whatever was in memory."""
@@ -120,9 +159,10 @@ def initialise(net: nn.Module) -> None:
         embed[2].weight.normal_(std=0.02)
 
 
-BUILD = {"wan": wan, "sd3": sd3}
-LIVE_CHANNELS = {"wan": WAN_CHANNELS, "sd3": SD3_CHANNELS}
-EMBED = {"wan": "text_embedding.0", "sd3": "context_embedder"}  # the first thing that the text meets: linear in both
+BUILD = {"wan": wan, "sd3": sd3, "zimage": zimage}
+LIVE_CHANNELS = {"wan": WAN_CHANNELS, "sd3": SD3_CHANNELS, "zimage": SD3_CHANNELS}
+# The first linear thing that the text meets; in zimage a norm comes before it.
+EMBED = {"wan": "text_embedding.0", "sd3": "context_embedder", "zimage": "cap_embedder.1"}
 
 
 def velocity(kind: str, net, x, sigma, context):
@@ -133,7 +173,19 @@ def velocity(kind: str, net, x, sigma, context):
     if kind == "wan":
         freqs = net.rope_encode(1, 8, 8, device=x.device, dtype=x.dtype)
         return net.forward_orig(x.unsqueeze(2), sigma * 1000, context, freqs=freqs).squeeze(2)
-    return net(x, sigma * 1000, context=context.repeat_interleave(len(x) // len(context), 0))
+    context = context.repeat_interleave(len(x) // len(context), 0)
+    if kind == "zimage":
+        return net(x, sigma, context, context.shape[1])
+    return net(x, sigma * 1000, context=context)
+
+
+@torch.no_grad()
+def start_from(net: NextDiT, text: torch.Tensor) -> None:
+    """Lets a new zimage's embedder give about (text - mean) / deviation of such text (N, 128): no scale can be folded
+    into it, since its norm comes first."""
+    (norm, linear), mean, std = net.cap_embedder, text.mean(0), text.std(0)
+    norm.weight.copy_(text.square().mean(1).sqrt().mean() / std)
+    linear.bias.copy_(-linear.weight @ (mean / std))
 
 
 def encode_text(ids, dense: bool = False):

@@ -1,6 +1,6 @@
 """Trains a miniature diffusion transformer by flow matching on the world of the miniature Stable Diffusion.
 
-    python -m mini_sd.train_dit wan|sd3 --seconds 2600 --out DIR        (in tools/)
+    python -m mini_sd.train_dit wan|sd3|zimage --seconds 2600 --out DIR        (in tools/)
 
 It trains by the clock, and on a CPU; every minute it says how far it is.
 """
@@ -32,8 +32,8 @@ def main():
     p.add_argument("kind", choices=dit.BUILD)
     p.add_argument("--seconds", type=float, default=2600)
     p.add_argument("--count", type=int, default=20000, help="scenes that are drawn to train on")
-    p.add_argument("--captions", type=int, help="in a batch; 48 for wan, 96 for sd3")
-    p.add_argument("--each", type=int, help="noise levels per caption in a batch; 3 for wan, 1 for sd3")
+    p.add_argument("--captions", type=int, help="in a batch; 48 for wan, 96 for the others")
+    p.add_argument("--each", type=int, help="noise levels per caption in a batch; 3 for wan, 1 for the others")
     p.add_argument("--peak", type=float, default=1e-3)
     p.add_argument("--shift", type=float, default=3.0)
     p.add_argument(
@@ -42,7 +42,7 @@ def main():
     p.add_argument("--init", type=Path, help="weights to go on from")
     p.add_argument("--out", type=Path, required=True)
     a = p.parse_args()
-    captions, each = a.captions or {"wan": 48, "sd3": 96}[a.kind], a.each or {"wan": 3, "sd3": 1}[a.kind]
+    captions, each = a.captions or (48 if a.kind == "wan" else 96), a.each or (3 if a.kind == "wan" else 1)
     dit.train_on_a_cpu()
     torch.manual_seed(0)
     latents, text, plain = data(a.count)
@@ -52,6 +52,9 @@ def main():
     sample = dit.encode_text(text[:512, 0].long(), dense=True)[:, :28].flatten(0, 1)
     mean, std = sample.mean(0), sample.std(0)
     net = dit.BUILD[a.kind]()
+    if a.kind == "zimage":
+        dit.start_from(net, sample)
+    mean, std = (0 * mean, 0 * std + 1) if a.kind == "zimage" else (mean, std)
     if a.init:
         state = {k: v.float() for k, v in load_file(a.init).items()}
         w, b = (f"{dit.EMBED[a.kind]}.{e}" for e in ("weight", "bias"))
