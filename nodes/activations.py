@@ -17,7 +17,7 @@ def described(capture: Activations) -> str:
     """What a capture holds, in one sentence."""
     what = f"{len(capture.anchors.prompts)} prompts to {LISTED[capture.role]}: " if capture.anchors.prompts else ""
     concepts = shortened(capture.anchors.concepts, 3)
-    return f"{what}{concepts}; {capture.count} rows in each of {len(capture.moments)} attention layers."
+    return f"{what}{concepts}; {capture.count} recordings in each of {len(capture.moments)} attention layers."
 
 
 class MergeActivations(io.ComfyNode):

@@ -19,7 +19,7 @@ class CaptureActivations(io.ComfyNode):
             category=sockets.CATEGORY,
             **sockets.found_as(*sockets.ERASE, "record activations", "cross-attention"),
             description=(
-                "Samples the prompts for a few steps and records what the MODEL's cross-attention renders for them. "
+                "Samples the prompts for a few steps and records what the MODEL's attention layers make of them. "
                 "The MODEL is not changed."
             ),
             inputs=[
@@ -33,7 +33,7 @@ class CaptureActivations(io.ComfyNode):
                     default=10,
                     min=1,
                     max=1000,
-                    tooltip=("Length of the denoising schedule. Ten are enough; the paper says only that it is short."),
+                    tooltip="Length of the denoising schedule. Ten are enough.",
                 ),
                 io.Int.Input(
                     "recorded_steps",
@@ -97,7 +97,7 @@ class CaptureActivations(io.ComfyNode):
                         default="euler",
                         tooltip=(
                             "Samplers that draw noise, adapt their steps or evaluate twice a step are not offered: "
-                            "their rows do not repeat."
+                            "what they record cannot be repeated."
                         ),
                     )
                 ),
@@ -122,7 +122,7 @@ class CaptureActivations(io.ComfyNode):
             ],
             outputs=[
                 sockets.Activations.Output(
-                    display_name="activations", tooltip="Moments of every cross-attention layer, for PURE Build Basis."
+                    display_name="activations", tooltip="What each attention layer recorded, for PURE Build Basis."
                 ),
                 io.String.Output(display_name="report", tooltip="What was captured and what it cost."),
             ],
@@ -158,7 +158,7 @@ class CaptureActivations(io.ComfyNode):
         reporting.show(f"Capturing {what}: {cost}\n{shortened(prompts.concepts, 3)}", cls.hidden.unique_id)
         activations = recording.capture(model, clip, prompts, trajectory)
         report = (
-            f"Captured {what}: {activations.count} rows in each of {len(activations.moments)} attention layers, "
+            f"Captured {what} in {len(activations.moments)} attention layers: {activations.count} recordings in each, "
             f"{cost}.\nConcepts: {', '.join(prompts.concepts)}"
         )
         return io.NodeOutput(activations, report, ui=reporting.report(report))

@@ -13,7 +13,7 @@ from . import sockets
 from .host import expansion, reporting, sampling, sites
 
 NEXT = (
-    "Compare above and below. Still there? Raise amount, or describe it in more words. "
+    "Compare the pictures above and below. Still there? Raise amount, or describe it in more words. "
     "Others changed? Add them to keep, or lower amount."
 )
 SIZE = "0: the size the MODEL was trained for. Smaller is faster."
@@ -64,15 +64,18 @@ class EraseConcept(io.ComfyNode):
                     "replace_with",
                     default="",
                     tooltip=(
-                        "What to draw instead, such as: a dog. Empty: nothing in particular, and the MODEL draws "
-                        "what is left of the prompt."
+                        "What to draw instead, such as: a dog. Empty: nothing in particular; the rest of the prompt is "
+                        "drawn as usual."
                     ),
                 ),
                 io.Combo.Input(
                     "kind",
                     options=list(KINDS),
                     default="object or character",
-                    tooltip="What is to be erased: sets the phrasings around your lines and how the MODEL is edited.",
+                    tooltip=(
+                        "What you are erasing. It sets the wording around your lines and the strength of the edit. "
+                        "Person and unsafe content were never tried."
+                    ),
                 ),
                 io.Float.Input(
                     "amount",
@@ -81,26 +84,30 @@ class EraseConcept(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     tooltip=(
-                        "How much goes: 0 spares most of what is like it, 1 erases most. Changing it captures "
-                        "nothing again: only the pictures are drawn anew."
+                        "How much goes. Low spares what is like it, high erases more thoroughly. Changing it is quick: "
+                        "only the pictures on the node are drawn again."
                     ),
                 ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
                     tooltip=(
-                        "Optional: draws before and after what your first lines say (two to forget, one to keep), and "
-                        "shows the pictures on the node."
+                        "Optional: connect it to see your first two lines to forget and your first line to keep drawn "
+                        "before and after, on the node."
                     ),
                 ),
                 sockets.advanced(
                     io.Int.Input(
-                        "size", default=0, min=0, max=4096, step=8, tooltip=f"Of the pictures, in pixels. {SIZE}"
+                        "size", default=0, min=0, max=4096, step=8, tooltip=f"Side of the pictures in pixels. {SIZE}"
                     )
                 ),
                 sockets.advanced(
                     io.Int.Input(
-                        "steps", default=10, min=1, max=100, tooltip="Of each capture. Fewer is faster and less exact."
+                        "steps",
+                        default=10,
+                        min=1,
+                        max=100,
+                        tooltip="Sampling steps while it looks at your concept. Fewer is faster and less exact.",
                     )
                 ),
                 sockets.advanced(
@@ -110,7 +117,7 @@ class EraseConcept(io.ComfyNode):
                         min=0,
                         max=0xFFFFFFFFFFFFFFFF,
                         control_after_generate=False,
-                        tooltip="Of the captures' noise and of the pictures.",
+                        tooltip="Where the noise starts, while it looks at your concept and in the pictures.",
                     )
                 ),
                 sockets.advanced(
@@ -123,7 +130,7 @@ class EraseConcept(io.ComfyNode):
                     )
                 ),
                 sockets.advanced(
-                    io.Float.Input("cfg", default=5.0, min=0.0, max=30.0, step=0.5, tooltip="Guidance of the pictures.")
+                    io.Float.Input("cfg", default=5.0, min=0.0, max=30.0, step=0.5, tooltip="cfg of the pictures.")
                 ),
                 sockets.advanced(
                     io.String.Input(
@@ -132,8 +139,8 @@ class EraseConcept(io.ComfyNode):
                         default="",
                         placeholder="ordinary pictures, one caption per line; empty: the pack's own",
                         tooltip=(
-                            "Captions of ordinary pictures, which are kept beside your list. They are captured once "
-                            "per MODEL and kept as a file. Empty: the pack's own, of pictures of all kinds."
+                            "Captions of ordinary pictures, which stay as they are, like your keep list. It looks at "
+                            "them once per MODEL and keeps the result as a file. Empty: the pack's own, of all kinds."
                         ),
                     )
                 ),
@@ -142,7 +149,7 @@ class EraseConcept(io.ComfyNode):
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The edited MODEL, for samplers and savers."),
                 sockets.Basis.Output(display_name="basis", tooltip="The erasure itself, for PURE Save Basis."),
-                io.String.Output(display_name="report", tooltip="What was found and what was done, then all numbers."),
+                io.String.Output(display_name="report", tooltip="What was found and what was done, then the details."),
                 io.Image.Output(display_name="chart", tooltip="How clearly the concept stands out, layer by layer."),
                 io.Image.Output(
                     display_name="pictures", tooltip="Before above after; the chart where there is no VAE."

@@ -48,16 +48,20 @@ MERGED = 8  # captures that one PURE Merge Activations takes
 
 @dataclass(frozen=True)
 class Concepts:
-    """What to forget and what to keep, a concept a line, and the name of the file that says so."""
+    """What to forget and what to keep, a concept a line, and the name of the file that says so.
+
+    ordinary: captions of ordinary pictures in place of the pack's own; empty for those.
+    """
 
     name: str
     forget: tuple[str, ...]
     keep: tuple[str, ...]
+    ordinary: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> Concepts:
         """Raises SystemExit with what is wrong with the file."""
-        lists: dict[str, list[str]] = {"[forget]": [], "[keep]": []}
+        lists: dict[str, list[str]] = {"[forget]": [], "[keep]": [], "[ordinary]": []}
         into = None
         for line in map(str.strip, path.read_text(encoding="utf-8").splitlines()):
             if line in lists:
@@ -66,7 +70,7 @@ class Concepts:
                 raise SystemExit(f"{path} has to begin with [forget] or [keep]; it begins with {line[:40]!r}.")
             elif line:
                 into.append(line)
-        return cls(path.stem, tuple(lists["[forget]"]), tuple(lists["[keep]"]))
+        return cls(path.stem, *map(tuple, lists.values()))
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ def build_graph(
             model=["loader", 0],
             clip=["loader", 1],
             language=KINDS[settings.kind].language,
-            captions="",
+            captions="\n".join(concepts.ordinary),
             steps=STEPS,
             size=settings.size,
             batch_size=settings.batch_size,

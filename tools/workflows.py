@@ -92,11 +92,13 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     ("PURE_EraseConcept", 0): 64,  # its size and its seed, which is then 64
     ("PURE_EraseConcept", 4): 16,  # its batch_size (for SDXL: 2)
     ("PURE_EraseConcept", 2): 16,
-    ("PURE_EraseConcept", "", -1): "\n".join(ordinary.captions(ORDINARY, styled=0.0)),
+    ("PURE_EraseConcept", "", -2): "\n".join(ordinary.captions(ORDINARY, styled=0.0)),
     ("PURE_CaptureOrdinary", ""): "\n".join(ordinary.captions(ORDINARY, styled=0.0)),
     ("PURE_CaptureOrdinary", 0): 64,  # its size
     ("PURE_CaptureOrdinary", 4): 16,
     ("PURE_EraseConcept", 10): 4,  # its steps
+    ("KSampler", 20): 10,
+    ("PURE_CompareImages", 20): 10,
 }
 
 

@@ -43,7 +43,7 @@ def captured(
     what = f"{count} ordinary pictures x {trajectory.recorded_steps} steps"
     reporting.show(f"Capturing {what}, once for this MODEL", node_id)
     capture = recording.capture(model, clip, prompts, trajectory)
-    told = f"Captured {what}: {capture.count} rows in each of {len(capture.moments)} attention layers."
+    told = f"Captured {what}: {capture.count} recordings in each of {len(capture.moments)} attention layers."
     if not keep or path.is_file():  # another ComfyUI was faster
         return capture, told
     try:

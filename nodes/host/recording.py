@@ -198,8 +198,8 @@ class Recorder:
         short = [name for name, count in self._counts.items() if count != expected]
         if short:
             raise PureError(
-                f"Layer {short[0]} gave {self._counts[short[0]]} rows and not {expected}: something upstream bypasses "
-                "the attention layers (TorchCompile, caching or tiling). Connect the MODEL from before it."
+                f"Layer {short[0]} gave {self._counts[short[0]]} recordings and not {expected}: something upstream "
+                "bypasses the attention layers (TorchCompile, caching or tiling). Connect the MODEL from before it."
             )
         return {name: collector.result() for name, collector in self.collectors.items()}
 

@@ -76,7 +76,7 @@ def test_what_does_not_belong_together_is_refused_by_the_name_of_its_input(mini,
 
 def test_the_report_says_what_is_in_the_file_and_without_the_recipe_it_does_not(mini, output):
     own = capture(mini, prompts("miplo\nzorbo"))
-    assert "12 prompts to forget: miplo, zorbo; 24 rows in each of 7" in report(SaveActivations, activations=own)
+    assert "12 prompts to forget: miplo, zorbo; 24 recordings in each of 7" in report(SaveActivations, activations=own)
     unnamed = saved_and_loaded(own, output, embed_recipe=False)
     assert unnamed.anchors.concepts == ("what a file does not name (to forget)",)
     assert unnamed.count == own.count

@@ -253,7 +253,7 @@ def test_a_bypassed_layer_is_an_error_and_not_a_smaller_result(mini, monkeypatch
     name = attention_sites(mini[0])[2].name
     layer = unet.get_submodule(name)
     monkeypatch.setattr(layer, "forward", lambda x, context=None, value=None, mask=None, transformer_options={}: x)
-    with pytest.raises(PureError, match=r"gave 0 rows and not 12.*TorchCompile"):
+    with pytest.raises(PureError, match=r"gave 0 recordings and not 12.*TorchCompile"):
         capture(mini, prompts("zorbo"))
 
 

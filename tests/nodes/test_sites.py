@@ -76,7 +76,7 @@ def test_a_site_that_the_forward_pass_does_not_call_is_found_by_its_rows(monkeyp
     model, clip = load_transformer("Wan t2v"), RandomText("Wan t2v")
     block = model.model.diffusion_model.blocks[1]
     monkeypatch.setattr(block.cross_attn, "forward", lambda x, context, **kwargs: x)
-    with pytest.raises(PureError, match=r"Layer blocks.1.cross_attn gave 0 rows and not 2"):
+    with pytest.raises(PureError, match=r"Layer blocks.1.cross_attn gave 0 recordings and not 2"):
         capture((model, clip), prompts("one", templates="{}"), scheduler="simple")
 
 

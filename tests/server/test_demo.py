@@ -1,4 +1,4 @@
-"""The demo, whole: the example workflow through the server, 12 pictures of each kind and MODEL, and what it leaves
+"""The demo, whole: the example workflow through the server, 6 pictures of each kind and MODEL, and what it leaves
 behind."""
 
 import json
@@ -38,12 +38,12 @@ def test_the_examples_differ_from_what_ships_in_the_table_alone():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    return folder, demo.run(folder, 12)
+    return folder, demo.run(folder, 6)
 
 
 def test_the_judge_agrees_that_the_character_is_gone_and_the_others_are_not(run):
     _, report = run
-    assert report["counts"] == dict.fromkeys(demo.KINDS, 12)
+    assert report["counts"] == dict.fromkeys(demo.KINDS, 6)
     assert min(report["before"].values()) >= 0.95  # control: the original draws them all
     assert report["after"]["named"] <= 0.1
     assert report["after"]["name_free"] <= 0.25

@@ -18,7 +18,7 @@ from comfyui_server import Client, Server, ServerError
 from get_comfyui import PROJECT, Host
 from spread import Part, Spread
 
-CONCEPTS = "[forget]\nmiplo\n[keep]\nzorbo\nbramby\n"
+CONCEPTS = "[forget]\nmiplo\n[keep]\nzorbo\nbramby\n[ordinary]\na red circle\na blue star\n"
 SMALL = ("--size", "64", "--steps", "2", "--picture-steps", "1", "--no-checkpoint")
 
 
@@ -64,6 +64,7 @@ def test_a_server_that_dies_in_mid_capture_loses_nothing(server, base, concepts,
     for name, edit in one.items():
         assert (edit - two[name]).norm() < 1e-6 * edit.norm()
     assert Image.open(together / "before_after.png").size[0] > 3 * 64
+    assert "and 2 ordinary pictures" in report["basis"]
     assert "lora_unet" in str((together / "lora.safetensors").read_bytes()[:2000])
 
 
