@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import comfy.model_base
 import comfy.model_detection
 import comfy.model_management
 import comfy.model_sampling
@@ -35,7 +34,6 @@ ROUNDED = 1.5
 SCALE = "scale_weight"  # under which older hosts keep the scale of a weight in eight bits
 KIND = "comfy_quant"  # under which newer hosts say how a weight is quantised
 COMPARED = 24  # unedited weights whose values are compared, evenly spread
-PREFIX = "model.diffusion_model."
 # The node that sets again after loading what a file cannot say, by a class that its model_sampling is made of.
 SAMPLING_NODES = {
     "ModelSamplingContinuousEDM": "ModelSamplingContinuousEDM",
@@ -97,8 +95,8 @@ def sampling_marks(model: Any) -> dict[str, torch.Tensor]:
     """The keys by which the host's loader knows again how a MODEL samples: v-prediction, zero terminal SNR, EDM."""
     sampling, marks = model.get_model_object("model_sampling"), {}
     continuous = isinstance(sampling, comfy.model_sampling.ModelSamplingContinuousEDM)
-    if isinstance(sampling, comfy.model_sampling.EDM):
-        latents = model.model.latent_format
+    latents = model.model.latent_format
+    if isinstance(sampling, comfy.model_sampling.EDM) and hasattr(latents, "latents_mean"):  # not Cosmos: always so
         return {f"edm_{what}": getattr(latents, f"latents_{what}").flatten().float() for what in ("mean", "std")}
     if not isinstance(sampling, comfy.model_sampling.V_PREDICTION):
         return {}
@@ -111,15 +109,27 @@ def sampling_marks(model: Any) -> dict[str, torch.Tensor]:
     return marks
 
 
+def loaded_sampling(stored: dict[str, torch.Tensor], metadata: dict[str, str] | None) -> Any:
+    """The model_sampling of what the host's loader makes of a file; None where it makes nothing of it."""
+    prefix = comfy.model_detection.unet_prefix_from_state_dict(stored)
+    config = comfy.model_detection.model_config_from_unet(stored, prefix, metadata=metadata)
+    if config is None:
+        return None
+    config.set_inference_dtype(torch.float32, None)
+    try:
+        return config.get_model(stored, prefix, device=torch.device("meta")).model_sampling  # its weights take no room
+    except (ValueError, AssertionError, RuntimeError, KeyError, TypeError):  # detected, but of other widths
+        return None
+
+
 def sampling_warnings(model: Any, path: Path) -> list[str]:
     """What the file cannot say of how the MODEL samples: a sentence that names the node to add after loading."""
     live = model.get_model_object("model_sampling")
     with safe_open(path, framework="pt") as file:
         stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (mapped, not read)
-        config = comfy.model_detection.model_config_from_unet(stored, PREFIX, metadata=file.metadata())
-        if config is None:
-            return ["ComfyUI does not recognise the written file as a model of a kind it knows; look at it before use."]
-        again = comfy.model_base.model_sampling(config, config.model_type(stored, PREFIX))
+        again = loaded_sampling(stored, file.metadata())
+    if again is None:
+        return ["ComfyUI does not recognise the written file as a model of a kind it knows; look at it before use."]
     digests = [Digest(), Digest()]
     for digest, sampling in zip(digests, (live, again), strict=True):
         digest.add(sampling_state(sampling))

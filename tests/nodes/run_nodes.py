@@ -54,16 +54,16 @@ def report(node, **inputs):
 
 
 def with_lora(model, seed=3):
-    """A clone of MODEL with a rank-4 LoRA on every cross-attention weight, by the host's own adapter class."""
+    """A clone of MODEL with a rank-4 LoRA on every weight of its attention to text, by the host's own adapter class."""
     generator, patches = torch.Generator().manual_seed(seed), {}
-    for site in attention_sites(model):
-        for projection in ("keys", "values", "output"):
-            shape = base_weight(model, site.key(projection)).shape
-            up, down = (
-                torch.randn(shape[0], 4, generator=generator) * 0.05,
-                torch.randn(4, shape[1], generator=generator) * 0.05,
-            )
-            patches[site.key(projection)] = comfy.weight_adapter.LoRAAdapter(set(), (up, down, 4.0, None, None, None))
+    sites = attention_sites(model)
+    for key in dict.fromkeys(site.key(p) for site in sites for p in ("keys", "values", "output") if p in site.weights):
+        shape = base_weight(model, key).shape
+        up, down = (
+            torch.randn(shape[0], 4, generator=generator) * 0.05,
+            torch.randn(4, shape[1], generator=generator) * 0.05,
+        )
+        patches[key] = comfy.weight_adapter.LoRAAdapter(set(), (up, down, 4.0, None, None, None))
     clone = model.clone()
     assert len(clone.add_patches(patches, 1.0)) == len(patches)
     return clone

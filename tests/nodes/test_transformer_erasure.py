@@ -26,16 +26,17 @@ def trained(request):
 
 def test_the_hosts_full_layout_computes_what_the_narrow_weights_do(trained):
     kind, studio = trained
-    narrow = dit.BUILD[kind]()
-    narrow.load_state_dict({k: v.float() for k, v in dit_layout.narrow_state(kind).items()})
+    narrow = dit.fill(dit.BUILD[kind](), dit_layout.narrow_state(kind))
     live, noise = dit.LIVE_CHANNELS[kind], torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     sigma, text = torch.tensor([0.9, 0.3]), studio.conditioning(["zorbo at night", "a red circle"])[0][0]
     full = studio.model.model.diffusion_model
     comfy.model_management.load_model_gpu(studio.model)
     if kind == "wan":
         out = full(noise.unsqueeze(2), sigma * 1000, text).squeeze(2)
-    else:
+    elif kind == "sd3":
         out = full(noise, sigma * 1000, context=text, y=torch.zeros(2, 2048))
+    else:
+        out = full(noise, sigma, text, text.shape[1])
     expected = dit.velocity(kind, narrow, noise[:, live], sigma, text[..., : dit.TEXT])
     torch.testing.assert_close(out[:, live], expected, rtol=1e-4, atol=1e-4)
     assert not out[:, [c for c in range(16) if c not in live]].any()

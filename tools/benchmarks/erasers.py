@@ -202,6 +202,7 @@ class Eraser:
                 model=self.model,
                 clip=self.clip,
                 prompts=anchors.prompts(role),
+                experimental=True,
                 **self.settings,
             )[0]
         return self._captured[key]

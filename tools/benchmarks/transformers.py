@@ -1,4 +1,4 @@
-"""Characters and styles erased from the two miniature diffusion transformers: the pack's defaults, beside the erasers
+"""Characters and styles erased from the three miniature diffusion transformers: the pack's defaults, beside the erasers
 that edit what is made of the text's embeddings. The host's sampler draws.
 
     python -m benchmarks.transformers [--only characters styles] [--each N] [--write]       (in tools/)
@@ -35,7 +35,8 @@ from mini_sd.world import ARTISTS, CHARACTERS
 
 BASE = HOME / "transformers"  # not among the models of the host that other tests list
 STEPS, CFG = 12, 4.0
-NAMES = {"sd3": "SD 3 layout", "wan": "Wan layout"}  # joint attention, cross-attention
+# Joint attention, cross-attention, one stream.
+NAMES = {"sd3": "SD 3 layout", "wan": "Wan layout", "zimage": "Z-Image layout"}
 PLAIN = "PURE, no ordinary captions in a style"
 PEERS = {  # of methods.py's settings
     "UCE": {
@@ -92,13 +93,14 @@ class Studio:
             (path,) = dit_layout.install(BASE, dit_layout.SD3)
             model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(path))
             return cls(model, inprocess.quick_clip(clip), vae, (1, 16, 8, 8))
-        net, clip, vae = map(str, dit_layout.install(BASE, dit_layout.WAN, dit_layout.CLIP, dit_layout.WAN_VAE))
-        return cls(
-            comfy.sd.load_diffusion_model(net),
-            inprocess.quick_clip(comfy.sd.load_clip([clip], clip_type=comfy.sd.CLIPType.SD3)),
-            comfy.sd.VAE(sd=comfy.utils.load_torch_file(vae)),
-            (1, 16, 1, 8, 8),
-        )
+        (path,) = dit_layout.install(BASE, dit_layout.CLIP)
+        clip = inprocess.quick_clip(comfy.sd.load_clip([str(path)], clip_type=comfy.sd.CLIPType.SD3))
+        if kind == "zimage":
+            model, vae = dit_layout.zimage()
+            return cls(model, clip, vae, (1, 16, 8, 8))
+        net, vae = map(str, dit_layout.install(BASE, dit_layout.WAN, dit_layout.WAN_VAE))
+        vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(vae))
+        return cls(comfy.sd.load_diffusion_model(net), clip, vae, (1, 16, 1, 8, 8))
 
     def conditioning(self, texts: list[str], edit: torch.Tensor | None = None) -> list:
         """Of prompts; edit: (128, 128) E of every token's embedding."""

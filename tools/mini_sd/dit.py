@@ -161,8 +161,17 @@ def initialise(net: nn.Module) -> None:
 
 BUILD = {"wan": wan, "sd3": sd3, "zimage": zimage}
 LIVE_CHANNELS = {"wan": WAN_CHANNELS, "sd3": SD3_CHANNELS, "zimage": SD3_CHANNELS}
+UNUSED = {"norm_final.weight"}  # NextDiT has it in some hosts, and nothing reads it
 # The first linear thing that the text meets; in zimage a norm comes before it.
 EMBED = {"wan": "text_embedding.0", "sd3": "context_embedder", "zimage": "cap_embedder.1"}
+
+
+def fill(net: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
+    """Puts weights into a transformer of theirs; raises ValueError where they are another's."""
+    missing, unknown = net.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
+    if unknown or set(missing) - UNUSED:
+        raise ValueError(f"Weights of another layout: {[*unknown, *missing]}")
+    return net
 
 
 def velocity(kind: str, net, x, sigma, context):
@@ -219,12 +228,14 @@ def expand(kind: str, narrow: dict) -> dict:
     """The host's diffusion model state of the narrow weights."""
     where, out = LIVE_CHANNELS[kind], {}
     for key, w in narrow.items():
-        if key in ("patch_embedding.weight", "x_embedder.proj.weight"):
+        if key in ("patch_embedding.weight", "x_embedder.proj.weight", "x_embedder.weight"):
             w = channels(w, where, 1)
         elif key.startswith(("head.head.", "final_layer.linear.")):
             w = channels(w, where, 0)
         elif key == f"{EMBED[kind]}.weight":
             w = put((w.shape[0], TEXT_FULL), w, w.dtype)
+        elif key == "cap_embedder.0.weight":  # its norm takes the mean over zeros, too
+            w = put((TEXT_FULL,), w.float() * (TEXT / TEXT_FULL) ** 0.5, torch.float32)
         elif ".mlp.fc1." in key:
             w = put((4 * 64 * SD3_DEPTH, *w.shape[1:]), w, w.dtype)
         elif key.endswith(".mlp.fc2.weight"):

@@ -12,9 +12,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from . import dit, taehv  # isort: skip  (starts the host, before anything of comfy is imported)
 
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -48,6 +52,21 @@ def taesd16() -> dict[str, torch.Tensor]:
         "first_stage_model.vae_scale": torch.tensor(1.5305),
         "first_stage_model.vae_shift": torch.tensor(0.0609),
     }
+
+
+def zimage() -> tuple[Any, Any]:
+    """MODEL and VAE in Z-Image's layout, made by hand: the host's loaders know it in its published widths alone."""
+    config = comfy.supported_models.ZImage(
+        {"image_model": "lumina2", **dit.ZIMAGE, "in_channels": dit.LATENT, "cap_feat_dim": dit.TEXT_FULL}
+    )
+    config.set_inference_dtype(torch.float32, None)
+    cpu = torch.device("cpu")
+    model = config.get_model({}, "", device=cpu)
+    dit.fill(model.diffusion_model, full_state("zimage"))
+    latents = config.latent_format
+    vae = {key.removeprefix("first_stage_model."): value for key, value in taesd16().items()}
+    scaled = {"vae_scale": torch.tensor(latents.scale_factor), "vae_shift": torch.tensor(latents.shift_factor)}
+    return comfy.model_patcher.ModelPatcher(model.eval(), cpu, cpu), comfy.sd.VAE(sd={**vae, **scaled})
 
 
 def narrow_state(kind: str) -> dict[str, torch.Tensor]:

@@ -54,12 +54,12 @@ def main():
     net = dit.BUILD[a.kind]()
     if a.kind == "zimage":
         dit.start_from(net, sample)
-    mean, std = (0 * mean, 0 * std + 1) if a.kind == "zimage" else (mean, std)
+        mean, std = torch.zeros_like(mean), torch.ones_like(std)  # its norm takes the text as it is
     if a.init:
         state = {k: v.float() for k, v in load_file(a.init).items()}
         w, b = (f"{dit.EMBED[a.kind]}.{e}" for e in ("weight", "bias"))
         net.load_state_dict({**state, w: state[w] * std, b: state[b] + state[w] @ mean})
-    params = list(net.parameters())
+    params = [p for name, p in net.named_parameters() if name not in dit.UNUSED]
     print(f"{sum(q.numel() for q in params) / 1e6:.2f} M parameters", flush=True)
     average = [q.detach().clone() for q in params]
     decay = [q for q in params if q.dim() > 1]
@@ -100,7 +100,8 @@ def main():
         if now - last > 60:
             last, recent = now, losses[-200:]
             print(f"{i} steps, {now - start:.0f}s, loss {sum(recent) / len(recent):.4f}", flush=True)
-    state = dict(zip([n for n, _ in net.named_parameters()], average, strict=True))
+    names = [name for name, _ in net.named_parameters() if name not in dit.UNUSED]
+    state = dict(zip(names, average, strict=True))
     state = dit.fold(a.kind, state, mean, std)
     a.out.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous() for k, v in state.items()}, a.out / f"{a.kind}.safetensors")
