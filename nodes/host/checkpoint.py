@@ -118,7 +118,14 @@ def loaded_sampling(stored: dict[str, torch.Tensor], metadata: dict[str, str] | 
     config.set_inference_dtype(torch.float32, None)
     try:
         return config.get_model(stored, prefix, device=torch.device("meta")).model_sampling  # its weights take no room
-    except (ValueError, AssertionError, RuntimeError, KeyError, TypeError):  # detected, but of other widths
+    except (
+        ArithmeticError,
+        AssertionError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # detected, but of other widths
         return None
 
 
