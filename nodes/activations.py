@@ -72,11 +72,8 @@ class SaveActivations(io.ComfyNode):
                 ),
                 io.String.Input(
                     "filename_prefix",
-                    default="pure/activations",
-                    tooltip=(
-                        "Inside ComfyUI's output folder; a number is added and no file is ever overwritten. "
-                        "output/pure is listed by PURE Load Activations."
-                    ),
+                    default="pure/activations_%concept%",
+                    tooltip=(f"{sockets.PREFIX} output/pure is listed by PURE Load Activations."),
                 ),
                 io.Boolean.Input("embed_recipe", default=True, tooltip=sockets.WORDS),
             ],
@@ -87,7 +84,7 @@ class SaveActivations(io.ComfyNode):
     @classmethod
     def execute(cls, filename_prefix, embed_recipe, activations=None) -> io.NodeOutput:
         sockets.connected(cls, activations=activations)
-        target = paths.new_path(filename_prefix)
+        target = paths.new_path(paths.named(filename_prefix, activations.anchors.concepts, embed_recipe))
         paths.check_room(target, activations.nbytes)
         target = save_activations(activations, target, paths.embeds(embed_recipe))
         text = f"Saved {target.name}, {target.stat().st_size / 2**20:.1f} MB: {described(activations)}"

@@ -204,11 +204,8 @@ class SaveBasis(io.ComfyNode):
                 sockets.wire(sockets.Basis, "basis", "From PURE Build Basis or PURE Load Basis."),
                 io.String.Input(
                     "filename_prefix",
-                    default="pure/basis",
-                    tooltip=(
-                        "Inside ComfyUI's output folder; a number is added and no file is ever overwritten. "
-                        "output/pure is listed by PURE Load Basis."
-                    ),
+                    default="pure/basis_%concept%",
+                    tooltip=(f"{sockets.PREFIX} output/pure is listed by PURE Load Basis."),
                 ),
                 io.Boolean.Input("embed_recipe", default=True, tooltip=sockets.RECIPE),
             ],
@@ -219,7 +216,8 @@ class SaveBasis(io.ComfyNode):
     @classmethod
     def execute(cls, filename_prefix, embed_recipe, basis=None) -> io.NodeOutput:
         sockets.connected(cls, basis=basis)
-        target = paths.new_path(filename_prefix)
+        concepts = basis.recipe.forget.concepts if basis.recipe else ()
+        target = paths.new_path(paths.named(filename_prefix, concepts, embed_recipe))
         paths.check_room(target, sum(getattr(edit, t).nbytes for edit in basis.sites.values() for t in TENSORS))
         target = save_basis(basis, target, paths.embeds(embed_recipe))
         text = f"Saved {target.name}, {target.stat().st_size / 2**20:.1f} MB."

@@ -45,11 +45,8 @@ class SaveLoRA(io.ComfyNode):
                 ),
                 io.String.Input(
                     "filename_prefix",
-                    default="loras/pure",
-                    tooltip=(
-                        "Inside ComfyUI's output folder; a number is added and no file is ever overwritten. "
-                        "output/loras is listed by LoRA loaders."
-                    ),
+                    default="loras/pure_%concept%",
+                    tooltip=(f"{sockets.PREFIX} output/loras is listed by LoRA loaders."),
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -65,7 +62,7 @@ class SaveLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, filename_prefix, dtype, embed_recipe) -> io.NodeOutput:
-        target = paths.new_path(filename_prefix)
+        target = paths.new_path(paths.named(filename_prefix, patches.concepts_of(model), embed_recipe))
         progress = reporting.Progress(None, len(patches.spans_of(model)))
         saved = lora_file.save_lora(model, target, dtype, embed_recipe, progress.step)
         warnings = [f"{w}. That part is not in this file: load it from its own." for w in later_patches(model)]
@@ -103,9 +100,9 @@ class SaveCheckpoint(io.ComfyNode):
                 io.Vae.Input("vae", optional=True, tooltip="The VAE of the same checkpoint; it is saved as it is."),
                 io.String.Input(
                     "filename_prefix",
-                    default="checkpoints/pure",
+                    default="checkpoints/pure_%concept%",
                     tooltip=(
-                        "Inside ComfyUI's output folder; a number is added and no file is ever overwritten. "
+                        f"{sockets.PREFIX} "
                         "output/checkpoints is listed by checkpoint loaders, output/diffusion_models by Load Diffusion "
                         "Model."
                     ),
@@ -121,7 +118,7 @@ class SaveCheckpoint(io.ComfyNode):
     def execute(cls, model, filename_prefix, embed_recipe, clip=UNWIRED, vae=UNWIRED) -> io.NodeOutput:
         wired = {name: part for name, part in (("clip", clip), ("vae", vae)) if part is not UNWIRED}
         check_parts(**wired)
-        target = paths.new_path(filename_prefix)
+        target = paths.new_path(paths.named(filename_prefix, patches.concepts_of(model), embed_recipe))
         reporting.show(f"Saving {target.name}", cls.hidden.unique_id)
         progress = reporting.Progress(None, 2)
         saved = checkpoint.save_checkpoint(

@@ -17,12 +17,16 @@ ERASE = ("unlearn", "erase concept", "forget concept", "remove concept")  # what
 RECIPE = (
     "Writes the prompts, settings and seed that made the edit into the file, so that it can be repeated. Anyone "
     "who has the file can read there what was erased. "
-    "Off, or with ComfyUI's --disable-metadata, no prompts and settings are written; the file's name always is, "
-    "so choose a neutral one."
+    "Off, or with ComfyUI's --disable-metadata, no prompts and settings are written, and %concept% is left out of the "
+    "name."
+)
+PREFIX = (
+    "Inside ComfyUI's output folder; %concept% becomes what is erased, a number is added, and no file is ever "
+    "overwritten."
 )
 WORDS = (
     "Writes the concepts and prompts into the file. Off, or with ComfyUI's --disable-metadata, they are left out, and "
-    "a basis that is built from the file does not know its concepts' names."
+    "a basis that is built from the file does not know its concepts' names; %concept% is left out of the name, too."
 )
 
 

@@ -275,7 +275,7 @@ def save_a_checkpoint() -> Canvas:
     note = note_of("save_a_checkpoint")
     canvas, loader, erase = erasing(note)
     parts = {"model": erase["model"], "clip": loader["CLIP"], "vae": loader["VAE"]}
-    canvas.add("PURE_SaveCheckpoint", FIRST, ROW, 220, {"filename_prefix": "checkpoints/pure"}, **parts)
+    canvas.add("PURE_SaveCheckpoint", FIRST, ROW, 220, {}, **parts)
     canvas.group("4. Save the checkpoint", FIRST[0], ROW, FIRST[1], 220)
     return canvas
 
@@ -283,13 +283,13 @@ def save_a_checkpoint() -> Canvas:
 def save_as_lora_and_reuse() -> Canvas:
     note = note_of("save_as_lora_and_reuse")
     canvas, loader, erase = erasing(note)
-    canvas.add("PURE_SaveLoRA", FIRST, ROW, 200, {"filename_prefix": "loras/pure"}, model=erase["model"])
+    canvas.add("PURE_SaveLoRA", FIRST, ROW, 200, {}, model=erase["model"])
     reused = canvas.add(
         "LoraLoaderModelOnly",
         SECOND,
         ROW,
         130,
-        ["pure_00001_.safetensors", 1.0],
+        ["pure_Pikachu_00001_.safetensors", 1.0],
         "Reuse: the original MODEL with the LoRA",
         workflows.BYPASSED,
         model=loader["MODEL"],

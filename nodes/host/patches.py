@@ -220,6 +220,11 @@ def recipes_of(model: Any) -> list[dict[str, Any]]:
     return recipes
 
 
+def concepts_of(model: Any) -> list[str]:
+    """What the edits on a MODEL erase, as far as their recipes say it."""
+    return [concept for recipe in recipes_of(model) for concept in recipe.get("forget", {}).get("concepts", ())]
+
+
 def spans_of(model: Any) -> dict[str, tuple[int, int]]:
     """Per key of the diffusion model the patches from the first edit of the MODEL to its last one, as a slice.
 

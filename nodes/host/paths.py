@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import folder_paths
@@ -21,6 +22,8 @@ KEPT = "ordinary"  # in models/pure: captures that the pack keeps for itself, by
 SUFFIX = ".safetensors"
 ROOM = 16 * 2**20  # bytes that have to stay free beside the file itself
 SERVED = re.compile(r"[A-Za-z0-9._-]+")  # names of folders that the host serves files of
+CONCEPT = "%concept%"  # in a prefix: what is erased
+LONGEST_CONCEPT = 40  # letters of it
 LONGEST = 200  # bytes of a file's name: disks take 255, and the host adds a number
 
 
@@ -80,6 +83,14 @@ def state_of(name: str) -> str:
     except (OSError, PureError) as error:
         return str(error)
     return f"{stat.st_mtime_ns} {stat.st_size}"
+
+
+def named(prefix: str, concepts: Iterable[str], embed_recipe: bool) -> str:
+    """The prefix with the first of the erased concepts in place of CONCEPT, or a neutral word where none is to be
+    named."""
+    first = next(iter(concepts), "") if embeds(embed_recipe) else ""
+    word = "_".join(re.findall(r"\w+", first))[:LONGEST_CONCEPT].strip("_")
+    return prefix.replace(CONCEPT, word or "edit")
 
 
 def new_path(prefix: str) -> Path:

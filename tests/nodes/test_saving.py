@@ -414,6 +414,37 @@ def test_a_basis_comes_back_and_makes_the_same_edit(mini, bases, edited):
             run(LoadBasis, name=bad)
 
 
+def test_the_name_says_what_is_erased_where_that_may_be_said(mini, bases, edited, monkeypatch):
+    def name(node, **inputs):
+        return Path(run(node, **inputs)[0]).name
+
+    saved = [(SaveLoRA, {"model": edited}), (SaveCheckpoint, {"model": edited}), (SaveBasis, {"basis": bases[0]})]
+    for node, wire in saved:
+        assert "_miplo_0" in name(node, **wire)
+        assert "_edit_0" in name(node, **wire, embed_recipe=False)
+        monkeypatch.setattr(paths.args, "disable_metadata", True)
+        assert "_edit_0" in name(node, **wire)
+        monkeypatch.setattr(paths.args, "disable_metadata", False)
+        assert "miplo" not in name(node, **wire, filename_prefix="mine/x")  # no word that was not asked for
+
+
+@pytest.mark.parametrize(
+    ("concepts", "word"),
+    [
+        (["Vincent van Gogh", "x"], "Vincent_van_Gogh"),
+        (["初音ミク"], "初音ミク"),
+        (["saber \\(fate\\)"], "saber_fate"),
+        (["../../etc/passwd"], "etc_passwd"),
+        (["a" * 90], "a" * 40),
+        ([], "edit"),
+        (["?!"], "edit"),
+    ],
+)
+def test_a_concept_becomes_a_word_of_a_files_name(concepts, word):
+    assert paths.named("loras/pure_%concept%", concepts, True) == f"loras/pure_{word}"
+    assert paths.named("loras/pure", concepts, True) == "loras/pure"
+
+
 @pytest.mark.parametrize("prefix", ["../out", "/etc/pure", "a/../../b", "", "loras/..", "a\0b"])
 def test_a_prefix_stays_inside_the_output_folder(edited, prefix):
     with pytest.raises(PureError, match="inside ComfyUI's output folder"):

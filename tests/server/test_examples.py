@@ -215,7 +215,7 @@ def test_it_saves_what_its_loader_then_draws(server, base, examples, name, kind,
     one = examples[name]
     (saver,) = workflows.find(one.graph, kind)
     text = one.outputs[saver]["text"][0]
-    assert "Saved pure_" in text
+    assert "Saved pure_miplo_0" in text
     assert "Warning" not in text
     file = base / "output" / folder / re.search(r"Saved (\S+\.safetensors)", text)[1]
     if folder == "checkpoints":
