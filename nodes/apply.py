@@ -14,7 +14,7 @@ class ApplyProjection(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PURE_ApplyProjection",
-            display_name="PURE Apply Projection",
+            display_name="PURE Apply Projection (step 4)",
             category=sockets.CATEGORY,
             **sockets.found_as(*sockets.ERASE, "concept erasure", "UCE", "CURE", "ESD", "safety"),
             description=(

@@ -20,7 +20,7 @@ class BuildBasis(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PURE_BuildBasis",
-            display_name="PURE Build Basis",
+            display_name="PURE Build Basis (step 3)",
             category=sockets.CATEGORY,
             **sockets.found_as(*sockets.ERASE, "UCE", "CURE", "projection"),
             description=(

@@ -15,7 +15,7 @@ class CaptureActivations(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PURE_CaptureActivations",
-            display_name="PURE Capture Activations",
+            display_name="PURE Capture Activations (step 2)",
             category=sockets.CATEGORY,
             **sockets.found_as(*sockets.ERASE, "record activations", "cross-attention"),
             description=(

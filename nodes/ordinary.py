@@ -16,7 +16,7 @@ class CaptureOrdinary(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PURE_CaptureOrdinary",
-            display_name="PURE Capture Ordinary Pictures",
+            display_name="PURE Capture Ordinary Pictures (step 2)",
             category=sockets.CATEGORY,
             **sockets.found_as("keep the rest", "prior preservation", "regularization", "general prompts"),
             description=(

@@ -14,7 +14,7 @@ class ConceptPrompts(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="PURE_ConceptPrompts",
-            display_name="PURE Concept Prompts",
+            display_name="PURE Concept Prompts (step 1)",
             category=sockets.CATEGORY,
             **sockets.found_as(*sockets.ERASE, "anchor prompts"),
             description=(

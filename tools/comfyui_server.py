@@ -247,9 +247,10 @@ def error_of(entry: dict) -> str:
 
 def main() -> None:
     """Starts a server for a person to look at, until it is stopped."""
-    from mini_sd.layout import install_checkpoint
+    from mini_sd.layout import install_checkpoint, install_wan
 
     install_checkpoint(Host.load().base)
+    install_wan(Host.load().base)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as Ctrl+C: the ComfyUI stops with this process
     with Server() as server:
         print(f"ComfyUI is at {server.url} (Ctrl+C stops it). Its Python: {server.host.python}", flush=True)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ import workflows
 # Nodes of the host: sockets that come in and go out. The pack's are read from what a test keeps of their schemas.
 HOST: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]] = {
     "CheckpointLoaderSimple": ([], [("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE")]),
+    "UNETLoader": ([], [("MODEL", "MODEL")]),
+    "CLIPLoader": ([], [("CLIP", "CLIP")]),
+    "VAELoader": ([], [("VAE", "VAE")]),
     "CLIPTextEncode": ([("clip", "CLIP")], [("CONDITIONING", "CONDITIONING")]),
     "EmptyLatentImage": ([], [("LATENT", "LATENT")]),
+    "EmptyHunyuanLatentVideo": ([], [("LATENT", "LATENT")]),
     "KSampler": (
         [("model", "MODEL"), ("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent_image", "LATENT")],
         [("LATENT", "LATENT")],
@@ -95,9 +100,8 @@ class Canvas:
             "properties": {"Node name for S&R": kind},
             "widgets_values": values,
         }
-        if kind == "CheckpointLoaderSimple":
-            (name,) = values
-            model = {"name": name, "url": SOURCES[name], "directory": "checkpoints"}
+        if kind in FOLDERS:
+            model = {"name": values[0], "url": SOURCES[values[0]], "directory": FOLDERS[kind]}
             node["properties"] = {"Node name for S&R": kind, "models": [model]}
         self.nodes.append({**node, "title": title} if title else node)
         return Node(number, kind, top + height + GAP)
@@ -145,11 +149,26 @@ SD15, SDXL, TAGGED = (
     "sd_xl_base_1.0.safetensors",
     "Illustrious-XL-v0.1.safetensors",
 )
+WAN, UMT5, WAN_VAE = (
+    "wan2.1_t2v_1.3B_fp16.safetensors",
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+    "wan_2.1_vae.safetensors",
+)
+FOLDERS = {  # where loaders look for their files
+    "CheckpointLoaderSimple": "checkpoints",
+    "UNETLoader": "diffusion_models",
+    "CLIPLoader": "text_encoders",
+    "VAELoader": "vae",
+}
 HUB = "https://huggingface.co"
-SOURCES = {  # where the frontend offers to download a checkpoint from
+WAN_HUB = f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+SOURCES = {  # where the frontend offers to download a file from
     SD15: f"{HUB}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{SD15}?download=true",
     SDXL: f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/{SDXL}?download=true",
     TAGGED: f"{HUB}/OnomaAIResearch/Illustrious-xl-early-release-v0/resolve/main/{TAGGED}?download=true",
+    WAN: f"{WAN_HUB}/diffusion_models/{WAN}?download=true",
+    UMT5: f"{WAN_HUB}/text_encoders/{UMT5}?download=true",
+    WAN_VAE: f"{WAN_HUB}/vae/{WAN_VAE}?download=true",
 }
 PIKACHU = """Pikachu
 yellow mouse creature with pointed ears and red cheeks
@@ -158,6 +177,7 @@ chubby yellow critter with black tipped ears and red round cheeks
 electric mouse monster with a tail like lightning"""
 LIKE_PIKACHU = "Charizard\nBulbasaur\nSquirtle\nStitch\nTotoro\nDoraemon\nSonic"
 MEADOW = "a photo of Pikachu in a meadow"
+LARGE = ("EmptyLatentImage", [1024, 1024, 1])
 ROW = 1240  # where the second row of a tall workflow begins
 
 
@@ -167,59 +187,86 @@ def note_of(name: str) -> str:
     return texts[0].replace("{what_next}", texts[1])
 
 
+Loaded = Mapping[str, Wire]  # where MODEL, CLIP and VAE come from
+
+
+def checkpoint(canvas: Canvas, name: str) -> tuple[Loaded, float]:
+    """A checkpoint's loader, and where the next node of its column begins."""
+    loader = canvas.add("CheckpointLoaderSimple", FIRST, TOP, 110, [name])
+    return {part: loader[part] for part in ("MODEL", "CLIP", "VAE")}, loader.bottom
+
+
+FROM_SD15 = partial(checkpoint, name=SD15)
+
+
+def wan(canvas: Canvas) -> tuple[Loaded, float]:
+    """Wan's three loaders."""
+    net = canvas.add("UNETLoader", FIRST, TOP, 82, [WAN, "default"])
+    clip = canvas.add("CLIPLoader", FIRST, net.bottom, 106, [UMT5, "wan", "default"])
+    vae = canvas.add("VAELoader", FIRST, clip.bottom, 58, [WAN_VAE])
+    return {"MODEL": net["MODEL"], "CLIP": clip["CLIP"], "VAE": vae["VAE"]}, vae.bottom
+
+
 def erasing(
     note: str,
     forget: str = PIKACHU,
     keep: str = LIKE_PIKACHU,
     prompt: str = MEADOW,
-    checkpoint: str = SD15,
-    side: int = 512,
+    load: Callable[[Canvas], tuple[Loaded, float]] = FROM_SD15,
+    latent: tuple[str, list[int]] = ("EmptyLatentImage", [512, 512, 1]),
+    scheduler: str = "normal",
     **widgets: Any,
-) -> tuple[Canvas, Node, Node]:
-    """The one node, and a picture by the MODEL that comes out of it; the canvas, the loader and the node."""
+) -> tuple[Canvas, Loaded, Node]:
+    """The one node, and a picture by the MODEL that comes out of it; the canvas, what is loaded and the node."""
     canvas = Canvas()
     canvas.add("MarkdownNote", NOTE, TOP, 700, [note], "Read me")
-    loader = canvas.add("CheckpointLoaderSimple", FIRST, TOP, 110, [checkpoint])
-    positive = canvas.add("CLIPTextEncode", FIRST, loader.bottom, 130, [prompt], "Prompt", clip=loader["CLIP"])
-    negative = canvas.add("CLIPTextEncode", FIRST, positive.bottom, 110, [""], "Negative prompt", clip=loader["CLIP"])
-    latent = canvas.add("EmptyLatentImage", FIRST, negative.bottom, 130, [side, side, 1])
+    loaded, below = load(canvas)
+    positive = canvas.add("CLIPTextEncode", FIRST, below, 130, [prompt], "Prompt", clip=loaded["CLIP"])
+    negative = canvas.add("CLIPTextEncode", FIRST, positive.bottom, 110, [""], "Negative prompt", clip=loaded["CLIP"])
+    empty = canvas.add(latent[0], FIRST, negative.bottom, 130, latent[1])
     erase = canvas.add(
         "PURE_EraseConcept",
         SECOND,
         TOP,
         960,
         {"forget": forget, "keep": keep, **widgets},
-        model=loader["MODEL"],
-        clip=loader["CLIP"],
-        vae=loader["VAE"],
+        model=loaded["MODEL"],
+        clip=loaded["CLIP"],
+        vae=loaded["VAE"],
     )
-    picture(
-        canvas, THIRD, TOP, erase["model"], (positive, negative, latent, loader), "KSampler, edited MODEL", "pure/after"
-    )
-    canvas.group("1. Checkpoint, prompt", FIRST[0], TOP, FIRST[1], 960)
+    parts = (positive, negative, empty, loaded)
+    picture(canvas, THIRD, TOP, erase["model"], parts, "KSampler, edited MODEL", "pure/after", scheduler)
+    canvas.group("1. Model, prompt", FIRST[0], TOP, FIRST[1], 960)
     canvas.group("2. Erase", SECOND[0], TOP, SECOND[1], 960)
     canvas.group("3. Your picture", THIRD[0], TOP, THIRD[1], 960)
-    return canvas, loader, erase
+    return canvas, loaded, erase
 
 
 def picture(
-    canvas: Canvas, column: tuple[int, int], top: float, model: Wire, parts: tuple[Node, ...], title: str, file: str
+    canvas: Canvas,
+    column: tuple[int, int],
+    top: float,
+    model: Wire,
+    parts: tuple[Node, Node, Node, Loaded],
+    title: str,
+    file: str,
+    scheduler: str = "normal",
 ) -> Node:
     """A sampler, its decoder and a saved picture, one below the other."""
-    positive, negative, latent, loader = parts
+    positive, negative, latent, loaded = parts
     sampler = canvas.add(
         "KSampler",
         column,
         top,
         290,
-        [1, "fixed", 20, 5.0, "euler", "normal", 1.0],
+        [1, "fixed", 20, 5.0, "euler", scheduler, 1.0],
         title,
         model=model,
         positive=positive["CONDITIONING"],
         negative=negative["CONDITIONING"],
         latent_image=latent["LATENT"],
     )
-    decoded = canvas.add("VAEDecode", column, sampler.bottom, 60, samples=sampler["LATENT"], vae=loader["VAE"])
+    decoded = canvas.add("VAEDecode", column, sampler.bottom, 60, samples=sampler["LATENT"], vae=loaded["VAE"])
     return canvas.add("SaveImage", column, decoded.bottom, 400, [file], images=decoded["IMAGE"])
 
 
@@ -260,7 +307,7 @@ def erase_with_sdxl() -> Canvas:
     )
     keep = "C-3PO\nBB-8\nWall-E\nBender\nBaymax\nOptimus Prime"
     prompt = "a photo of R2-D2 in a meadow"
-    return erasing(note, forget, keep, prompt, SDXL, 1024, batch_size=2)[0]
+    return erasing(note, forget, keep, prompt, partial(checkpoint, name=SDXL), LARGE, batch_size=2)[0]
 
 
 def erase_with_tags() -> Canvas:
@@ -268,7 +315,14 @@ def erase_with_tags() -> Canvas:
     forget = "hatsune miku\naqua hair, very long twintails, detached sleeves, necktie"
     keep = "kagamine rin\nmegurine luka\nkasane teto\ntwintails\naqua hair\ndetached sleeves"
     prompt = "masterpiece, best quality, 1girl, hatsune miku, city, night"
-    return erasing(note, forget, keep, prompt, TAGGED, 1024, kind="booru tags", batch_size=2)[0]
+    load = partial(checkpoint, name=TAGGED)
+    return erasing(note, forget, keep, prompt, load, LARGE, kind="booru tags", batch_size=2)[0]
+
+
+def erase_with_wan() -> Canvas:
+    note = note_of("erase_with_wan")
+    frame = ("EmptyHunyuanLatentVideo", [832, 480, 1, 1])
+    return erasing(note, load=wan, latent=frame, scheduler="simple", batch_size=2)[0]
 
 
 def save_a_checkpoint() -> Canvas:
@@ -441,6 +495,7 @@ TEMPLATES: dict[str, Callable[[], Canvas]] = {
             erase_several_concepts,
             erase_with_sdxl,
             erase_with_tags,
+            erase_with_wan,
             save_a_checkpoint,
             save_as_lora_and_reuse,
             measure_and_compare,

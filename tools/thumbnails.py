@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 import workflows
 from comfyui_server import Server
 from get_comfyui import Host
-from mini_sd.layout import install_checkpoint
+from mini_sd.layout import install_checkpoint, install_wan
 
 CELL, GAP, STRIP = 256, 8, 48
 
@@ -31,7 +31,10 @@ def thumbnail(pictures: list[Path], name: str) -> Image.Image:
     for picture in shown:
         out.paste(picture, (at, 0))
         at += picture.width + GAP
-    draw, title = ImageDraw.Draw(out), name.replace("_", " ").replace("sdxl", "SDXL").replace("lora", "LoRA")
+    draw, title = (
+        ImageDraw.Draw(out),
+        name.replace("_", " ").replace("sdxl", "SDXL").replace("wan", "Wan").replace("lora", "LoRA"),
+    )
     font = next(
         font
         for font in map(ImageFont.load_default, range(30, 0, -1))
@@ -54,6 +57,7 @@ def shown(name: str, graph: dict, outputs: dict) -> list[dict]:
 
 def main() -> None:
     install_checkpoint(Host.load().base)
+    install_wan(Host.load().base)
     with Server() as server:
         info = server.get("/object_info")
         for name in sys.argv[1:] or workflows.names():

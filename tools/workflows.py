@@ -81,8 +81,14 @@ SUBSTITUTIONS = {  # what the shipped file says -> what the miniature model unde
     ),
     "a village at night by Vincent van Gogh": "zorbo in a meadow by vornak",
     ("PURE_ConceptPrompts", ""): "{}\na picture of {}\na painting by {}",  # its templates
+    "wan2.1_t2v_1.3B_fp16.safetensors": "mini_wan.safetensors",
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": "mini_clip_l.safetensors",
+    "wan": "sd3",  # the type of that text encoder
+    "wan_2.1_vae.safetensors": "mini_taew2_1.safetensors",
     512: 64,
     1024: 64,
+    832: 64,
+    480: 64,
     (
         "PURE_CaptureActivations",
         4,

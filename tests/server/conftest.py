@@ -9,13 +9,14 @@ from browser import Browser, chromium
 from comfyui_server import Server
 from get_comfyui import PROJECT, Host, get_frontend
 from graphs import graph
-from mini_sd.layout import install_checkpoint
+from mini_sd.layout import install_checkpoint, install_wan
 
 
 @pytest.fixture(scope="session")
 def base():
     folder = Path(Host.load().base)
     install_checkpoint(folder)
+    install_wan(folder)
     return folder
 
 

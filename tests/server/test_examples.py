@@ -196,7 +196,8 @@ def test_its_pictures_differ(server, examples, name):
 
 
 def loader_of(graph):
-    return workflows.find(graph, "CheckpointLoaderSimple")[0]
+    """The node that the original MODEL comes from."""
+    return [*workflows.find(graph, "CheckpointLoaderSimple"), *workflows.find(graph, "UNETLoader")][0]
 
 
 def redrawn(server, graph, model, **more):

@@ -1,6 +1,6 @@
 """Lays the narrow transformers into the files that a ComfyUI's own loaders take.
 
-    python -m mini_sd.dit_layout BASE       (in tools/; BASE/models gets them)
+    python -m mini_sd.dit_layout BASE [FILE ...]       (in tools/; BASE/models gets them, or those that are named)
 
 mini_sd3: one checkpoint (272 MB), CLIP-L and a 16-channel TAESD inside. mini_wan: a diffusion model (13 MB), beside it
 a text encoder (246 MB, CLIPLoader of type sd3) and an autoencoder (45 MB), since the host's checkpoint loader takes
@@ -109,4 +109,4 @@ def install(base: str | Path, *files: tuple[str, str]) -> list[Path]:
 
 
 if __name__ == "__main__":
-    install(sys.argv[1])
+    install(sys.argv[1], *(file for file in STATES if file[1] in sys.argv[2:]))

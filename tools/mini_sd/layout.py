@@ -9,6 +9,7 @@ model whose last ten layers pass their input on, and a tiny autoencoder under fi
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -141,9 +142,20 @@ def build_checkpoint(target: Path) -> Path:
     return target
 
 
+WAN = ("mini_wan.safetensors", "mini_clip_l.safetensors", "mini_taew2_1.safetensors")
+
+
 def install_checkpoint(base: str | Path) -> Path:
     """The checkpoint among the models of a ComfyUI's base folder, made if it is not there."""
     return build_checkpoint(Path(base) / "models" / "checkpoints" / NAME)
+
+
+def install_wan(base: str | Path) -> None:
+    """The transformer in Wan's layout with its text encoder and autoencoder, made if they are not there: by a process
+    of its own, since that needs the host's classes."""
+    if not all(list((Path(base) / "models").glob(f"*/{name}")) for name in WAN):
+        command = [sys.executable, "-m", "mini_sd.dit_layout", str(base), *WAN]
+        subprocess.run(command, cwd=Path(__file__).resolve().parents[1], check=True)
 
 
 if __name__ == "__main__":
