@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
@@ -93,15 +93,21 @@ MATRICES = ("u", "m", "v_f", "v_r", "refill")
 
 @dataclass(frozen=True)
 class ChartWords:
-    """What a rule's chart says: titles of its three parts, the form of a bar's number, and their scales.
+    """What a rule's chart says: its title, titles of its parts, the form of a bar's number, and their scales.
 
-    lowest: power of ten at which the spectra's axis begins. top: value of the longest bar; None: that of the largest.
+    title: takes the concept. times: what stands behind a number of the spectra's axis. parts: below that axis. bar: the
+    last part's number of a layer; None where the spectra have the chart for themselves. lowest: power of ten at which
+    the spectra's axis begins. top: value of the longest bar; None: that of the largest.
     """
 
+    title: str
     spectrum: str
-    ranks: str
-    bars: str
-    form: str
+    times: str = ""
+    parts: str = ""
+    ranks: str = ""
+    bars: str = ""
+    bar: Callable[[Edit], float] | None = None
+    form: str = ""
     lowest: int = -2
     top: float | None = None
 

@@ -9,11 +9,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .basis import ConceptBasis
+from .build import shortened
 from .leakage import Measured
 from .rules import RULES
 
 INK, GRID, PAPER = (30, 30, 30), (205, 205, 205), (255, 255, 255)
 BLUE, ORANGE = (0, 90, 181), (230, 140, 30)  # apart for every common kind of colour blindness, and in lightness
+GOES = (255, 241, 222)  # behind what an edit takes away
 SIZE = (1024, 640)
 LARGE, SMALL = 26, 19  # px: at half size, on a node, still 13 and 9
 DISC = " (disc: last one used)"
@@ -21,13 +23,16 @@ Box = tuple[int, int, int, int]
 
 
 def basis_chart(basis: ConceptBasis) -> torch.Tensor:
-    """(1, H, W, 3) float32 picture of a basis: spectra with the kept ranks, rank per layer, and the rule's own bars."""
+    """(1, H, W, 3) float32 picture of a basis: its spectra, and for the energy rule ranks and overlaps per layer."""
     rule, edits, names = RULES[basis.rule], list(basis.sites.values()), list(basis.sites)
-    image, draw = _canvas(f"{basis.concepts}: {basis.rule} rule, {basis.structure}")
+    image, draw = _canvas(rule.CHART.title.format(shortened(basis.recipe.forget.concepts, 1) if basis.recipe else "?"))
+    if rule.CHART.bar is None:
+        _spectra(draw, basis, (110, 120, 1000, 560))
+        return pixels(image)
     _spectra(draw, basis, (70, 120, 470, 580))
     ranks: list[tuple[float, ...]] = [(b.rank, b.v_r.shape[1]) if b.v_r.shape[1] else (b.rank,) for b in edits]
     _bars(draw, names, ranks, (600, 120, 790, 580), rule.CHART.ranks, "{:.0f}", labels=True)
-    bars: list[tuple[float, ...]] = [(rule.bar(b),) for b in edits]
+    bars: list[tuple[float, ...]] = [(rule.CHART.bar(b),) for b in edits]
     _bars(draw, names, bars, (820, 120, 1000, 580), rule.CHART.bars, rule.CHART.form, top=rule.CHART.top)
     return pixels(image)
 
@@ -97,9 +102,14 @@ def _spectra(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: Box) -> None:
     def py(v: float) -> float:
         return y1 - (y1 - y0) * (math.log10(max(v, 10.0**low)) - low) / (high - low)
 
+    weight = basis.recipe.settings.keep_weight if basis.recipe and basis.rule == "contrast" else 0.0
+    parted = 10.0**low < weight < 10.0**high
+    if parted:
+        draw.rectangle([x0, y0, x1, py(weight)], fill=GOES)
     for power in range(high, low - 1, -max(1, (high - low) // 3)):
         draw.line([(x0, py(10.0**power)), (x1, py(10.0**power))], fill=GRID)
-        draw.text((x0 - 10, py(10.0**power)), f"1e{power}" if power else "1", fill=INK, font=font(SMALL), anchor="rm")
+        label = f"{10.0**power:,g}{rule.CHART.times}" if rule.CHART.times else f"1e{power}" if power else "1"
+        draw.text((x0 - 10, py(10.0**power)), label, fill=INK, font=font(SMALL), anchor="rm")
     for i in [n for n in (1, 10, 100, 1000) if n <= longest]:
         draw.line([(px(i), y0), (px(i), y1)], fill=GRID)
         draw.text((px(i), y1 + 8), str(i), fill=INK, font=font(SMALL), anchor="mt")
@@ -118,14 +128,16 @@ def _spectra(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: Box) -> None:
             draw.line(points, fill=BLUE, width=2)
         if basis.structure == "whole layer" and 0 < b.rank <= len(points):
             discs.append(points[b.rank - 1])
-    weight = basis.recipe.settings.keep_weight if basis.recipe and basis.rule == "contrast" else 0.0
-    if 10.0**low < weight < 10.0**high:
+    if parted:
         draw.line([(x0, py(weight)), (x1, py(weight))], fill=ORANGE, width=2)
-        place, words, letters = (x1, py(weight) - 6), "keep_weight: half goes", font(SMALL)
-        draw.rectangle(draw.textbbox(place, words, letters, anchor="rb"), fill=PAPER)  # over the lines
-        draw.text(place, words, fill=INK, font=letters, anchor="rb")
+        for words, y, anchor in (
+            (f"above keep_weight ({weight:g}): most of it goes", py(weight) - 8, "rb"),
+            ("below: most of it stays", py(weight) + 8, "rt"),
+        ):
+            draw.text((x1 - 8, y), words, fill=INK, font=font(SMALL), anchor=anchor)
     for x, y in discs:
         draw.ellipse([x - 6, y - 6, x + 6, y + 6], outline=PAPER, fill=INK)
+    draw.text(((x0 + x1) / 2, y1 + 36), rule.CHART.parts, fill=INK, font=font(SMALL), anchor="mt")
     draw.text((20, 74), rule.CHART.spectrum + (DISC if discs else ""), fill=INK, font=font(SMALL))
 
 

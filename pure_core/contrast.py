@@ -21,7 +21,12 @@ RIDGE = 0.002  # eps; of the retain rows' mean energy per live channel
 NEGLIGIBLE_SHARE = 0.05  # a direction along which less goes is left alone: it would add rank and no erasure
 LARGEST_RATIO = 1e30  # beyond it a ratio is division by nothing
 NOTHING = 1e-6  # share below which an edit changes nothing
-CHART = ChartWords("times stronger in forget than in keep", "rank", "best ratio", "{:.0f}")
+CHART = ChartWords(
+    "How clearly it stands out: {}",
+    "How many times stronger in forget than in keep (a line for each layer)",
+    times=" x",
+    parts="its traits, clearest first",
+)
 HALF, LOW_RATIO = 0.5, 2.0  # below these a layer's edit is too weak to matter
 FOLLOWS = 1e-5  # what a stored M^T U may differ by from what its ratios give
 LONGEST = 3e3  # columns of U: (d / RIDGE)^1/2 bounds how oblique B can make them, 800 at d = 1280
@@ -113,14 +118,9 @@ def whitened(forget: Moments, retain: Moments | None) -> tuple[Tensor, Tensor]:
     return lower, torch.linalg.solve_triangular(lower, root.T, upper=False)
 
 
-def bar(edit: Edit) -> float:
-    """The chart's bar of a layer: how many times stronger its best direction is in what is forgotten."""
-    return float(edit.values.max()) if edit.rank else 0.0
-
-
 def spectrum_scale(edit: Edit) -> float:
     """What the values of a stored spectrum, which are over their largest, are to be multiplied by for the chart."""
-    return bar(edit) or 1.0
+    return (float(edit.values.max()) if edit.rank else 0.0) or 1.0
 
 
 def fault(stored: Edit) -> str | None:

@@ -18,17 +18,26 @@ from .moments import Moments
 Tensor = torch.Tensor
 NAME = "energy"
 VALUES = "sin^2 to what is kept"  # what an Edit's `values` are
-CHART = ChartWords(
-    "singular values: forget (lines), keep (dots)",
-    "rank (below: kept)",
-    "overlap (cos^2)",
-    "{:.2f}",
-    lowest=-6,
-    top=1.0,
-)
 NOTHING = 1e-6  # mean sin^2 below which an edit changes nothing
 WEAK_SHARE = 0.1  # of the forget directions; a layer that removes less hardly matters
 FOLLOWS = 1e-5  # what stored factors may differ by from those that their bases give
+
+
+def overlap(edit: Edit) -> float:
+    """The chart's bar of a layer: the mean cos^2 between the forget directions and the retain space."""
+    return 1 - float(edit.values.mean()) if edit.rank else 1.0
+
+
+CHART = ChartWords(
+    "Energy rule: {}",
+    "singular values: forget (lines), keep (dots)",
+    ranks="rank (below: kept)",
+    bars="overlap (cos^2)",
+    bar=overlap,
+    form="{:.2f}",
+    lowest=-6,
+    top=1.0,
+)
 
 
 def edit(
@@ -101,11 +110,6 @@ def add_direction(v: Tensor, direction: Tensor) -> Tensor:
     for _ in range(2):  # twice is enough (Kahan)
         rest = rest - v @ (v.T @ rest)
     return torch.cat([v, (rest / rest.norm())[:, None]], 1) if rest.norm() > 1e-8 else v
-
-
-def bar(edit: Edit) -> float:
-    """The chart's bar of a layer: the mean cos^2 between the forget directions and the retain space."""
-    return 1 - float(edit.values.mean()) if edit.rank else 1.0
 
 
 def spectrum_scale(edit: Edit) -> float:

@@ -44,7 +44,7 @@ def test_of_whole_layers_discs_show_where_the_edit_ends_and_of_heads_none():
     def ink(structure):
         """Dark pixels of the spectra, their title left out."""
         basis = build_basis(FORGET, RETAIN, whole_layer("contrast", keep_weight=0, structure=structure))[0]
-        return int((basis_chart(basis)[0, 110:560, 75:470].mean(-1) < 0.2).sum())
+        return int((basis_chart(basis)[0, 125:555, 115:1000].mean(-1) < 0.2).sum())
 
     assert ink("per head") == 0
     assert ink("whole layer") > 60
