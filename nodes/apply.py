@@ -91,7 +91,7 @@ class ApplyProjection(io.ComfyNode):
         edited, chosen, warnings = patches.apply_basis(model, basis, strength, weights, iterations, layers)
         ranks = [basis.sites[site.name].rank for site in chosen]
         done = (
-            f"Projected {weights} of {len(chosen)} of {len(basis.sites)} attention layers, ranks {min(ranks)} "
+            f"Erased from {len(chosen)} of {len(basis.sites)} attention layers: {weights}, ranks {min(ranks)} "
             f"to {max(ranks)}, strength {strength:g}, iterations {iterations}."
         )
         shared = sites.shared_blocks(model)

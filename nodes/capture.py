@@ -153,7 +153,7 @@ class CaptureActivations(io.ComfyNode):
         trajectory = sampling.Trajectory(
             steps, recorded_steps, seeds, seed, cfg, width, height, sampler_name, scheduler, batch_size
         )
-        cost = f"{trajectory.evaluations(len(prompts.pairs))} evaluations of the MODEL"
+        cost = f"{trajectory.evaluations(len(prompts.pairs))} runs of the MODEL"
         what = f"{len(prompts.pairs)} prompts to {LISTED[prompts.role]} x {seeds} seeds x {recorded_steps} steps"
         reporting.show(f"Capturing {what}: {cost}\n{shortened(prompts.concepts, 3)}", cls.hidden.unique_id)
         activations = recording.capture(model, clip, prompts, trajectory)

@@ -96,7 +96,7 @@ class CompareImages(io.ComfyNode):
         if not texts:
             raise PureError("The prompts box is empty. Write there what to draw, one prompt per line.")
         evaluations = sampling.guided(2 * len(texts) * seeds * steps, cfg)
-        cost = f"{evaluations} evaluations of a MODEL (more with samplers that evaluate twice a step)"
+        cost = f"{evaluations} runs of a MODEL (more with samplers that run it twice a step)"
         doing = f"Drawing {len(texts)} prompts with each MODEL, {steps} steps each: {cost}"
         reporting.show(doing, cls.hidden.unique_id)
         drawn = (negative, steps, cfg, sampler_name, scheduler, width, height)

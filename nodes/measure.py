@@ -99,7 +99,7 @@ class MeasureLeakage(io.ComfyNode):
     ) -> io.NodeOutput:
         sockets.connected(cls, concept_probes=concept_probes, keep_probes=keep_probes)
         trajectory = sampling.Trajectory(steps, steps, 1, seed, 1.0, width, height, "euler", "normal", 4)
-        cost = f"{probe_evaluations(concept_probes, keep_probes, trajectory)} evaluations of a MODEL"
+        cost = f"{probe_evaluations(concept_probes, keep_probes, trajectory)} runs of a MODEL"
         probes = f"{len(concept_probes.pairs)} concept probes and {len(keep_probes.pairs)} keep probes"
         reporting.show(f"Measuring {probes} with both MODELs: {cost}", cls.hidden.unique_id)
         measured = measure_leakage(original, edited, clip, concept_probes, keep_probes, trajectory)

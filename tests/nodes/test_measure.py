@@ -187,7 +187,7 @@ def test_the_measures_report_shows_on_the_node_and_says_what_it_cost(mini, edite
     lines = len(CONCEPT.splitlines())
     assert text.startswith(("Most of the concept", "Some of the concept", "Little of the concept"))
     assert "Kept: dorrit" in text
-    assert f"{sum(evaluated)} evaluations of a MODEL." in text
+    assert f"{sum(evaluated)} runs of a MODEL." in text
     assert sum(evaluated) == 2 * (2 * lines + 2) * 2  # both MODELs, all probes, 2 steps
 
 

@@ -167,7 +167,7 @@ def test_while_it_runs_a_capture_says_what_is_captured_and_what_it_costs(example
     for i, concept in zip(workflows.find(one.graph, "PURE_CaptureActivations"), ("miplo", "zorbo"), strict=True):
         text = one.seen["texts"][i][0]
         assert text.startswith("Capturing")
-        assert "evaluations of the MODEL" in text
+        assert "runs of the MODEL" in text
         assert concept in text
         done = [0, *(value for node, value, _ in one.seen["steps"] if node == i)]
         total, batch = (
@@ -175,7 +175,7 @@ def test_while_it_runs_a_capture_says_what_is_captured_and_what_it_costs(example
             one.graph[i]["inputs"]["batch_size"],
         )
         assert done[-1] == total
-        assert f"{total} evaluations of the MODEL" in text
+        assert f"{total} runs of the MODEL" in text
         # each step of each batch
         assert len(done) > one.graph[i]["inputs"]["recorded_steps"]
         assert max(b - a for a, b in itertools.pairwise(done)) <= batch

@@ -65,7 +65,7 @@ def test_reports_and_the_chart_reach_the_history(server, done):
     )
     assert "Erases miplo; keeps zorbo, bramby, the empty prompt." in done["build"]["text"][0]
     assert picture(server, done, "build").shape == (640, 1024, 3)
-    assert "Projected keys and values of 7 of 7" in done["apply"]["text"][0]
+    assert "Erased from 7 of 7 attention layers: keys and values, ranks" in done["apply"]["text"][0]
 
 
 def test_two_queues_give_the_same_picture_and_strength_zero_the_original(server, done):
@@ -159,7 +159,7 @@ def test_with_a_vae_it_shows_before_and_after(server):
     assert grid.shape[1] > 3 * 256  # the name, the description, and the first that is kept
     told = next(o["text"][0] for node, o in outputs.items() if node.startswith("erase.") and "Still there?" in str(o))
     assert told.startswith("Found clearly in 7 of 7 layers: miplo and 1 more.")
-    assert "Projected values of 7 of 7" in told
+    assert "Erased from 7 of 7 attention layers: values, ranks" in told
 
 
 @pytest.mark.parametrize(
