@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def load_basis(source: Path, step: Callable[[], None] = lambda: None) -> Concept
             for name, shape in list(shapes.items()):
                 found = {part: file.get_tensor(f"{name}.{part}") for part in TENSORS if f"{name}.{part}" in keys}
                 edit = Edit(**dict.fromkeys(MAY_LACK, torch.zeros(*found["u"].shape[:1], 0)) | found)
-                edit = upgrade_edit(edit, rule) if head["version"] == 1 else edit
+                edit = RULES[rule].of_version_1(edit) if head["version"] == 1 else edit
                 fault = edit_fault(edit, shape) or structure_fault(edit, shape, structure) or RULES[rule].fault(edit)
                 if fault:
                     raise PureError(f"{source.name} is damaged: in layer {name} {fault}. Save the basis again.")
@@ -112,15 +112,6 @@ def upgrade_head(head: dict[str, Any]) -> dict[str, Any]:
         named = {RENAMED.get(name, name): RENAMED.get(value, value) for name, value in {**settings, **rule}.items()}
         new["recipe"] = {"settings": named, "capture": capture, **anchors}
     return new
-
-
-def upgrade_edit(edit: Edit, rule: str) -> Edit:
-    """An edit of a file of version 1, where the contrast rule's M did not have unit columns."""
-    if rule != "contrast" or not edit.rank:
-        return edit
-    length = edit.m.double().norm(dim=0)
-    u, m = (edit.u.double() * length).float(), (edit.m.double() / length).float()
-    return Edit(u, m, *(getattr(edit, f.name) for f in fields(Edit)[2:]))
 
 
 def edit_fault(edit: Edit, shape: SiteShape) -> str | None:

@@ -119,7 +119,7 @@ def goal_row(
 
 def sends_to_neutral(ordinary: Activations, settings: Settings) -> bool:
     """Whether the rule sends a concept to what the neutral prompts of this capture render."""
-    return settings.rule == "contrast" and PLAIN in ordinary.anchors.concepts
+    return RULES[settings.rule].SENDS and PLAIN in ordinary.anchors.concepts
 
 
 def pair_warnings(
@@ -130,15 +130,15 @@ def pair_warnings(
     replacement: Activations | None = None,
 ) -> list[str]:
     """Warnings on what is to be kept."""
-    found = []
-    if settings.rule == "contrast" and settings.keep_weight == 0 and (retain or ordinary):
+    found, rule = [], RULES[settings.rule]
+    if rule.WEIGHS and settings.keep_weight == 0 and (retain or ordinary):
         found.append("keep_weight is 0, so nothing is spared. Use 1 or more.")
-    if ordinary is None and settings.rule == "contrast" and settings.keep_weight < ALONE:
+    if ordinary is None and rule.WEIGHS and settings.keep_weight < ALONE:
         found.append(
             "Nothing is connected to ordinary, so what you did not list is hardly spared. Connect PURE Capture "
             f"Ordinary Pictures, or set keep_weight to {ALONE:g}."
         )
-    if ordinary and settings.rule == "contrast" and not replacement and not sends_to_neutral(ordinary, settings):
+    if ordinary and rule.SENDS and not replacement and not sends_to_neutral(ordinary, settings):
         found.append(
             "The capture at ordinary does not say what a picture of nothing in particular looks like, so more of the "
             "concept stays. Make it with PURE Capture Ordinary Pictures."
@@ -228,7 +228,7 @@ def found_sentence(basis: ConceptBasis, closest: list[Neighbour]) -> str:
     best = max((float(edit.values.max()) for edit in basis.sites.values() if edit.rank), default=0.0)
     name = shortened(basis.recipe.forget.concepts, most=1) if basis.recipe else "the concept"
     where = f"Found clearly in {clear} of {len(basis.sites)} layers" if clear else "Not found clearly in any layer"
-    strength = f" At best {best:,.0f} {rule.VALUES}." if basis.rule == "contrast" else ""
+    strength = f" At best {best:,.0f} {rule.VALUES}." if rule.WEIGHS else ""
     near = f" Closest of what is kept: {closest[0].kept}." if closest else ""
     return f"{where}: {name}.{strength}{near}"
 
@@ -251,7 +251,7 @@ def describe_basis(basis: ConceptBasis, warnings: list[str], closest: list[Neigh
     captions = len(captions_of(recipe.ordinary)) if recipe else 0
     ordinary = f", and {captions} ordinary pictures" if captions else ""
     drawn = shortened([c for c in recipe.replacement.concepts if c != EMPTY]) if recipe else ""
-    if recipe and not drawn and basis.rule == "contrast" and PLAIN in recipe.ordinary.concepts:
+    if recipe and not drawn and rule.SENDS and PLAIN in recipe.ordinary.concepts:
         drawn = "nothing in particular"
     instead = f" Draws {drawn} instead." if drawn else ""
     lines = [

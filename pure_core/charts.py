@@ -102,7 +102,7 @@ def _spectra(draw: ImageDraw.ImageDraw, basis: ConceptBasis, box: Box) -> None:
     def py(v: float) -> float:
         return y1 - (y1 - y0) * (math.log10(max(v, 10.0**low)) - low) / (high - low)
 
-    weight = basis.recipe.settings.keep_weight if basis.recipe and basis.rule == "contrast" else 0.0
+    weight = basis.recipe.settings.keep_weight if basis.recipe and rule.WEIGHS else 0.0
     parted = 10.0**low < weight < 10.0**high
     if parted:
         draw.rectangle([x0, y0, x1, py(weight)], fill=GOES)

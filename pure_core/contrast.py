@@ -6,6 +6,7 @@ Not in the paper (our choice): the concept sits in directions of low energy and 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -21,6 +22,7 @@ RIDGE = 0.002  # eps; of the retain rows' mean energy per live channel
 NEGLIGIBLE_SHARE = 0.05  # a direction along which less goes is left alone: it would add rank and no erasure
 LARGEST_RATIO = 1e30  # beyond it a ratio is division by nothing
 NOTHING = 1e-6  # share below which an edit changes nothing
+WEIGHS = SENDS = True
 CHART = ChartWords(
     "How clearly it stands out: {}",
     "How many times stronger in forget than in keep (a line for each layer)",
@@ -121,6 +123,14 @@ def whitened(forget: Moments, retain: Moments | None) -> tuple[Tensor, Tensor]:
 def spectrum_scale(edit: Edit) -> float:
     """What the values of a stored spectrum, which are over their largest, are to be multiplied by for the chart."""
     return (float(edit.values.max()) if edit.rank else 0.0) or 1.0
+
+
+def of_version_1(stored: Edit) -> Edit:
+    """An edit of a file of version 1, where M did not have unit columns."""
+    if not stored.rank:
+        return stored
+    length = stored.m.double().norm(dim=0)
+    return replace(stored, u=(stored.u.double() * length).float(), m=(stored.m.double() / length).float())
 
 
 def fault(stored: Edit) -> str | None:

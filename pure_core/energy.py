@@ -18,6 +18,7 @@ from .moments import Moments
 Tensor = torch.Tensor
 NAME = "energy"
 VALUES = "sin^2 to what is kept"  # what an Edit's `values` are
+WEIGHS = SENDS = False
 NOTHING = 1e-6  # mean sin^2 below which an edit changes nothing
 WEAK_SHARE = 0.1  # of the forget directions; a layer that removes less hardly matters
 FOLLOWS = 1e-5  # what stored factors may differ by from those that their bases give
@@ -115,6 +116,11 @@ def add_direction(v: Tensor, direction: Tensor) -> Tensor:
 def spectrum_scale(edit: Edit) -> float:
     """The chart shows singular values over the largest one, as they are stored."""
     return 1.0
+
+
+def of_version_1(stored: Edit) -> Edit:
+    """An edit of a file of version 1: it was stored as it is today."""
+    return stored
 
 
 def fault(stored: Edit) -> str | None:

@@ -13,11 +13,13 @@ from .moments import Moments
 
 
 class Rule(Protocol):
-    """What a rule's module has."""
+    """What a rule's module has. WEIGHS: keep_weight is its dial. SENDS: it can send a concept somewhere."""
 
     NAME: str
     VALUES: str
     CHART: ChartWords
+    WEIGHS: bool
+    SENDS: bool
 
     def edit(
         self,
@@ -29,6 +31,8 @@ class Rule(Protocol):
     ) -> Edit: ...
 
     def spectrum_scale(self, edit: Edit) -> float: ...
+
+    def of_version_1(self, stored: Edit) -> Edit: ...
 
     def fault(self, stored: Edit) -> str | None: ...
 

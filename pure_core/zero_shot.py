@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 from torch import Tensor
@@ -80,10 +79,10 @@ class Proportion:
         """95 % score interval (Wilson, 1927); all of 0 to 1 where nothing was counted."""
         if not self.n:
             return 0.0, 1.0
-        z, p = NormalDist().inv_cdf(0.975), self.hits / self.n
-        middle = (p + z * z / (2 * self.n)) / (1 + z * z / self.n)
-        half = z / (1 + z * z / self.n) * (p * (1 - p) / self.n + z * z / (4 * self.n**2)) ** 0.5
-        return max(0.0, middle - half), min(1.0, middle + half)
+        from scipy.stats import binomtest  # it takes half a second, which a host that starts need not wait
+
+        low, high = binomtest(self.hits, self.n).proportion_ci(method="wilson")
+        return float(low), float(high)
 
     def __str__(self) -> str:
         low, high = self.interval
