@@ -10,7 +10,8 @@ import nox
 nox.options.sessions = ["lint", "tests"]
 nox.options.default_venv_backend = "none"
 ROOT = Path(__file__).parent
-WHOLE = ["-n2", "--dist=loadfile", "--no-loadscope-reorder", "--cov", "--cov-report=term:skip-covered"]
+TWO = ["-n2", "--dist=loadfile", "--no-loadscope-reorder"]  # processes
+COVERED = ["--cov", "--cov-report=term:skip-covered"]
 PASSIVE = {"OMP_WAIT_POLICY": "passive"}  # OpenMP threads that spin starve shared cores
 
 
@@ -51,12 +52,14 @@ def ui(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests, with the floor of coverage that pyproject.toml states; arguments after -- go to pytest instead.
 
-    The web UI's tests need a Chromium. Two processes take them file by file. `-- --comfyui PATH [--python PATH]` runs
+    The web UI's tests need a Chromium. Two processes take them file by file, also those of folders that are named. `-- --comfyui PATH [--python PATH]` runs
     them in a ComfyUI that is there already; --record puts the result into the table of hosts.
     """
     python, options = host_of(session, "--tests")
     if not set(options) - {"--record"}:
-        options = [*WHOLE, *options]
+        options = [*TWO, *COVERED, *options]
+    elif all((ROOT / option).is_dir() for option in options):
+        options = [*TWO, *options]
     session.run(python, "tools/run_pytest.py", *options, external=True, env=PASSIVE)
 
 

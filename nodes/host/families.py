@@ -1,7 +1,7 @@
 """The ways in which models name and lay out their attention to text: a row each. A new family is a row here.
 
 Found is what has a row's structure (module names, parts, shapes), whatever its classes are called. Names were read from
-ComfyUI 0.3.75 and 0.33.0; tests/nodes/test_families.py loads a small random model of each.
+ComfyUI 0.3.75 and 0.33.0; tests/nodes/test_families.py and test_transformers.py load a small random model of each.
 """
 
 from __future__ import annotations
