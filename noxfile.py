@@ -52,8 +52,9 @@ def ui(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests, with the floor of coverage that pyproject.toml states; arguments after -- go to pytest instead.
 
-    The web UI's tests need a Chromium. Two processes take them file by file, also those of folders that are named. `-- --comfyui PATH [--python PATH]` runs
-    them in a ComfyUI that is there already; --record puts the result into the table of hosts.
+    The web UI's tests need a Chromium. Two processes take them file by file, also those of folders that are named.
+    `-- --comfyui PATH [--python PATH]` runs them in a ComfyUI that is there already; --record puts the result into the
+    table of hosts.
     """
     python, options = host_of(session, "--tests")
     if not set(options) - {"--record"}:
