@@ -262,6 +262,13 @@ TRANSFORMERS = {
             "pos_embed_scaling_factor": None,
             "x_block_self_attn_layers": [],
         },
+        {
+            "depth": 12,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": 32, "out_features": 768},
+            },
+        },
         pooled=24,
     ),
     "SD 3.5 medium": Random(
@@ -373,6 +380,17 @@ TRANSFORMERS = {
     "Z-Image": Random(  # text and picture are padded to a multiple of nine tokens: 7 to 9, 16 to 18
         "ZImage",
         {**NEXT_DIT, "n_kv_heads": 4, "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 9},
+        {
+            "dim": 1536,
+            "n_heads": 12,
+            "n_kv_heads": 12,
+            "axes_dims": (32, 48, 48),
+            "axes_lens": (1536, 512, 512),
+            "multiple_of": 256,
+            "ffn_dim_multiplier": 8 / 3,
+            "n_layers": 6,
+            "pad_tokens_multiple": 32,
+        },
     ),
     "OmniGen2": Random(
         "Omnigen2",

@@ -32,7 +32,19 @@ RECORD = tables.DOCUMENTS / "tables" / "performance.json"
 PAIRS = 5
 COUNTED = (32, 96, 192)  # prompts of which memory is compared; a capture encodes 32 at a time
 # kind: latent size in pixels, prompts, recorded steps, dtype, pairs
-SAMPLED = {"mini_sd": (64, 8, 5, "float32", 7), "sd15": (128, 2, 2, "float32", 15), "sdxl": (128, 2, 1, "float16", 9)}
+SAMPLED = {
+    "mini_sd": (64, 8, 5, "float32", 7),
+    "sd15": (128, 2, 2, "float32", 15),
+    "sdxl": (128, 2, 1, "float16", 9),
+    "wan": (512, 2, 1, "float32", 9),
+    "sd3": (512, 2, 1, "float32", 9),
+    "zimage": (512, 2, 1, "float32", 9),
+}
+FEW = {  # transformers: their name, and how many tokens of text they are given
+    "wan": ("Wan t2v", 512),
+    "sd3": ("SD 3", 154),
+    "zimage": ("Z-Image", 128),
+}
 ROWS = 60 * 2 * 10  # prompts, latents, steps
 
 
@@ -44,7 +56,11 @@ def loaded(kind: str):
     import torch
 
     import random_models
+    import random_transformers
 
+    if kind in FEW:
+        family, tokens = FEW[kind]
+        return random_transformers.load_transformer(family, real=True), random_transformers.RandomText(family, tokens)
     if kind == "mini_sd":
         return inprocess.load_checkpoint()[:2]
     model = random_models.load(
@@ -65,13 +81,13 @@ def sampling(kind: str) -> dict:
     import torch
     from pure_pack.nodes.host import recording
     from pure_pack.nodes.host import sampling as host_sampling
-    from pure_pack.nodes.host.sites import attention_sites, diffusion_model
+    from pure_pack.nodes.host.sites import attention_sites
     from pure_pack.pure_core.prompts import anchor_prompts
 
     from benchmarks.erasers import ApplyProjection, BuildBasis, run, sample_alone
 
     size, count, steps, _, pairs = SAMPLED[kind]
-    trajectory = host_sampling.Trajectory(10, steps, 1, 0, 1.0, size, size, "euler", "normal", 4)
+    trajectory = host_sampling.Trajectory(10, steps, 1, 0, 1.0, size, size, "euler", "simple", 4)
 
     def lines(role):
         return anchor_prompts("\n".join(f"{role} picture {i}" for i in range(count)), role, "free text")
@@ -93,7 +109,7 @@ def sampling(kind: str) -> dict:
             bare, lambda: bare(edited), pairs, lambda which: management.load_models_gpu([(model, edited)[which]])
         )  # putting patches on is not sampling
         work = meters.flops(bare)
-        read = pooled_bytes(model, diffusion_model(model), bare)
+        read = pooled_bytes(model, bare)
     layers, encoding = attention_sites(model), host_sampling.encode(clip, "")[0].nbytes
     bounds = [
         meters.surplus_bound(layers, encoding, *amount) for amount in ((count, count * steps), (math.inf, math.inf))
@@ -119,22 +135,14 @@ def sampling(kind: str) -> dict:
     }
 
 
-def pooled_bytes(model, unet, run) -> float:
+def pooled_bytes(model, run) -> float:
     """Bytes of all activations that a capture averages, each read once."""
+    from pure_pack.nodes.host.observing import observed
     from pure_pack.nodes.host.sites import attention_sites
 
     total = [0.0]
-    hooks = [
-        unet.get_submodule(f"{layer.name}.to_out").register_forward_pre_hook(
-            lambda _, args: total.__setitem__(0, total[0] + args[0].nbytes)
-        )
-        for layer in attention_sites(model)
-    ]
-    try:
-        run()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with observed(model, attention_sites(model), lambda _, h: total.__setitem__(0, total[0] + h.nbytes)) as watched:
+        run(watched)
     return total[0]
 
 
