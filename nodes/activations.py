@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..pure_core.activations import LISTED, Activations, merge_activations
@@ -22,7 +24,7 @@ def described(capture: Activations) -> str:
 
 class MergeActivations(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PURE_MergeActivations",
             display_name="PURE Merge Activations",
@@ -45,7 +47,7 @@ class MergeActivations(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, activations_a=None, activations_b=None, **more) -> io.NodeOutput:
+    def execute(cls, activations_a: Any = None, activations_b: Any = None, **more: Any) -> io.NodeOutput:
         sockets.connected(cls, activations_a=activations_a, activations_b=activations_b)
         total = activations_a
         for name, capture in {"activations_b": activations_b, **more}.items():
@@ -56,7 +58,7 @@ class MergeActivations(io.ComfyNode):
 
 class SaveActivations(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PURE_SaveActivations",
             display_name="PURE Save Activations",
@@ -82,7 +84,7 @@ class SaveActivations(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, filename_prefix, embed_recipe, activations=None) -> io.NodeOutput:
+    def execute(cls, filename_prefix: str, embed_recipe: bool, activations: Any = None) -> io.NodeOutput:
         sockets.connected(cls, activations=activations)
         target = paths.new_path(paths.named(filename_prefix, activations.anchors.concepts, embed_recipe))
         paths.check_room(target, activations.nbytes)
@@ -93,7 +95,7 @@ class SaveActivations(io.ComfyNode):
 
 class LoadActivations(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PURE_LoadActivations",
             display_name="PURE Load Activations",
@@ -113,11 +115,11 @@ class LoadActivations(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name):
+    def fingerprint_inputs(cls, name: str) -> Any:
         return paths.state_of(name)
 
     @classmethod
-    def execute(cls, name) -> io.NodeOutput:
+    def execute(cls, name: str) -> io.NodeOutput:
         capture = load_activations(paths.saved_path(name), reporting.check_cancelled)
         text = described(capture)
         return io.NodeOutput(capture, text, ui=reporting.report(text))

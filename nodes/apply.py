@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..pure_core.projection import DEFAULT_ITERATIONS, MAX_ITERATIONS
@@ -11,7 +13,7 @@ from .host import patches, precision, reporting, sites
 
 class ApplyProjection(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PURE_ApplyProjection",
             display_name="PURE Apply Projection (step 4)",
@@ -86,7 +88,15 @@ class ApplyProjection(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, strength, weights, iterations, layers, basis=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: Any,
+        strength: float,
+        weights: patches.Weights,
+        iterations: int,
+        layers: patches.Place,
+        basis: Any = None,
+    ) -> io.NodeOutput:
         sockets.connected(cls, basis=basis)
         edited, chosen, warnings = patches.apply_basis(model, basis, strength, weights, iterations, layers)
         ranks = [basis.sites[site.name].rank for site in chosen]

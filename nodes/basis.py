@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
-from ..pure_core.basis import CENTERINGS, RULE_NAMES, STRUCTURES, TENSORS, Settings
+from ..pure_core.basis import CENTERINGS, RULE_NAMES, STRUCTURES, TENSORS, Centering, RuleName, Settings, Structure
 from ..pure_core.basis_file import load_basis, save_basis
 from ..pure_core.build import build_basis, describe_basis, find_faults
 from ..pure_core.charts import basis_chart
@@ -17,7 +19,7 @@ DEFAULTS = Settings()
 
 class BuildBasis(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PURE_BuildBasis",
             display_name="PURE Build Basis (step 3)",
@@ -164,18 +166,18 @@ class BuildBasis(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        rule,
-        forget_energy,
-        keep_energy,
-        keep_weight,
-        centering,
-        structure,
-        max_rank,
-        ordinary_share,
-        forget=None,
-        keep=None,
-        ordinary=None,
-        replacement=None,
+        rule: RuleName,
+        forget_energy: float,
+        keep_energy: float,
+        keep_weight: float,
+        centering: Centering,
+        structure: Structure,
+        max_rank: int,
+        ordinary_share: float,
+        forget: Any = None,
+        keep: Any = None,
+        ordinary: Any = None,
+        replacement: Any = None,
     ) -> io.NodeOutput:
         sockets.connected(cls, forget=forget)
         settings = Settings(
@@ -190,7 +192,7 @@ class BuildBasis(io.ComfyNode):
 
 class SaveBasis(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PURE_SaveBasis",
             display_name="PURE Save Basis",
@@ -214,7 +216,7 @@ class SaveBasis(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, filename_prefix, embed_recipe, basis=None) -> io.NodeOutput:
+    def execute(cls, filename_prefix: str, embed_recipe: bool, basis: Any = None) -> io.NodeOutput:
         sockets.connected(cls, basis=basis)
         concepts = basis.recipe.forget.concepts if basis.recipe else ()
         target = paths.new_path(paths.named(filename_prefix, concepts, embed_recipe))
@@ -226,7 +228,7 @@ class SaveBasis(io.ComfyNode):
 
 class LoadBasis(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PURE_LoadBasis",
             display_name="PURE Load Basis",
@@ -244,11 +246,11 @@ class LoadBasis(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name):
+    def fingerprint_inputs(cls, name: str) -> Any:
         return paths.state_of(name)
 
     @classmethod
-    def execute(cls, name) -> io.NodeOutput:
+    def execute(cls, name: str) -> io.NodeOutput:
         basis = load_basis(paths.saved_path(name), reporting.check_cancelled)
         warnings = find_faults(basis)
         text = describe_basis(basis, warnings)

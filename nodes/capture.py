@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..pure_core.activations import LISTED
@@ -12,7 +14,7 @@ from .host import recording, reporting, sampling, sites
 
 class CaptureActivations(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PURE_CaptureActivations",
             display_name="PURE Capture Activations (step 2)",
@@ -133,20 +135,20 @@ class CaptureActivations(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
-        clip,
-        steps,
-        recorded_steps,
-        seeds,
-        seed,
-        cfg,
-        width,
-        height,
-        sampler_name,
-        scheduler,
-        batch_size,
-        experimental,
-        prompts=None,
+        model: Any,
+        clip: Any,
+        steps: int,
+        recorded_steps: int,
+        seeds: int,
+        seed: int,
+        cfg: float,
+        width: int,
+        height: int,
+        sampler_name: str,
+        scheduler: str,
+        batch_size: int,
+        experimental: bool,
+        prompts: Any = None,
     ) -> io.NodeOutput:
         sockets.connected(cls, prompts=prompts)
         sites.check_experimental(model, sites.attention_sites(model), experimental)

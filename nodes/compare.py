@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..pure_core.basis import check_offered
@@ -15,7 +17,7 @@ from .host.drawing import draw_pairs
 
 class CompareImages(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PURE_CompareImages",
             display_name="PURE Compare Images",
@@ -74,21 +76,21 @@ class CompareImages(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        original,
-        edited,
-        clip,
-        vae,
-        prompts,
-        negative,
-        seed,
-        steps,
-        cfg,
-        sampler_name,
-        scheduler,
-        width,
-        height,
-        columns,
-        seeds=1,
+        original: Any,
+        edited: Any,
+        clip: Any,
+        vae: Any,
+        prompts: str,
+        negative: str,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        width: int,
+        height: int,
+        columns: int,
+        seeds: int = 1,
     ) -> io.NodeOutput:
         check_offered("sampler_name", sampler_name, sampling.all_samplers())
         check_offered("scheduler", scheduler, sampling.offered_schedulers())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -27,7 +28,7 @@ def shown_prompts(forget: str, keep: str, kind: str) -> list[str]:
 
 class EraseConcept(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PURE_EraseConcept",
             display_name="PURE Erase Concept",
@@ -163,21 +164,21 @@ class EraseConcept(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
-        clip,
-        forget,
-        keep,
-        replace_with,
-        kind,
-        amount,
-        size,
-        steps,
-        seed,
-        batch_size,
-        cfg,
-        ordinary,
-        experimental,
-        vae=None,
+        model: Any,
+        clip: Any,
+        forget: str,
+        keep: str,
+        replace_with: str,
+        kind: str,
+        amount: float,
+        size: int,
+        steps: int,
+        seed: int,
+        batch_size: int,
+        cfg: float,
+        ordinary: str,
+        experimental: bool,
+        vae: Any = None,
     ) -> io.NodeOutput:
         found = sites.attention_sites(model)
         sites.check_experimental(model, found, experimental)
@@ -231,7 +232,7 @@ class EraseConcept(io.ComfyNode):
 
 class ShowErasure(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PURE_ShowErasure",
             display_name="PURE Show Erasure",
@@ -252,7 +253,7 @@ class ShowErasure(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, basis_report, edit_report, chart, pictures=None) -> io.NodeOutput:
+    def execute(cls, basis_report: str, edit_report: str, chart: Any, pictures: Any = None) -> io.NodeOutput:
         lines = [*basis_report.splitlines(), *edit_report.splitlines()]
         warnings = [line for line in lines if line.startswith(reporting.WARNING)]
         told = [line for line in lines if line not in warnings]

@@ -24,7 +24,7 @@ def later_patches(model: Any) -> list[str]:
 
 class SaveLoRA(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PURE_SaveLoRA",
             display_name="PURE Save LoRA",
@@ -61,7 +61,7 @@ class SaveLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, filename_prefix, dtype, embed_recipe) -> io.NodeOutput:
+    def execute(cls, model: Any, filename_prefix: str, dtype: str, embed_recipe: bool) -> io.NodeOutput:
         target = paths.new_path(paths.named(filename_prefix, patches.concepts_of(model), embed_recipe))
         progress = reporting.Progress(None, len(patches.spans_of(model)))
         saved = lora_file.save_lora(model, target, dtype, embed_recipe, progress.step)
@@ -77,7 +77,7 @@ class SaveLoRA(io.ComfyNode):
 
 class SaveCheckpoint(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PURE_SaveCheckpoint",
             display_name="PURE Save Checkpoint",
@@ -115,7 +115,9 @@ class SaveCheckpoint(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, filename_prefix, embed_recipe, clip=UNWIRED, vae=UNWIRED) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, filename_prefix: str, embed_recipe: bool, clip: Any = UNWIRED, vae: Any = UNWIRED
+    ) -> io.NodeOutput:
         wired = {name: part for name, part in (("clip", clip), ("vae", vae)) if part is not UNWIRED}
         check_parts(**wired)
         target = paths.new_path(paths.named(filename_prefix, patches.concepts_of(model), embed_recipe))

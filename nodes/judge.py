@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -20,7 +21,7 @@ from .host.sampling import check_parts
 
 class JudgeImages(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PURE_JudgeImages",
             display_name="PURE Judge Images",
@@ -84,7 +85,9 @@ class JudgeImages(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, before, after, clip, clip_vision, forget, keep, kind) -> io.NodeOutput:
+    def execute(
+        cls, before: Any, after: Any, clip: Any, clip_vision: Any, forget: str, keep: str, kind: str
+    ) -> io.NodeOutput:
         words = zero_shot.words_of(forget, keep, kind)
         check_parts(clip=clip, clip_vision=clip_vision)
         if before.shape != after.shape:

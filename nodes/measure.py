@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -15,7 +16,7 @@ from .host.probing import measure_leakage, probe_evaluations
 
 class MeasureLeakage(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PURE_MeasureLeakage",
             display_name="PURE Measure Leakage",
@@ -95,7 +96,16 @@ class MeasureLeakage(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, original, edited, clip, seed, steps, width, height, concept_probes=None, keep_probes=None
+        cls,
+        original: Any,
+        edited: Any,
+        clip: Any,
+        seed: int,
+        steps: int,
+        width: int,
+        height: int,
+        concept_probes: Any = None,
+        keep_probes: Any = None,
     ) -> io.NodeOutput:
         sockets.connected(cls, concept_probes=concept_probes, keep_probes=keep_probes)
         trajectory = sampling.Trajectory(steps, steps, 1, seed, 1.0, width, height, "euler", "normal", 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..pure_core.ordinary import NEUTRAL, ORDINARY, PLAIN, STEPS, TOGETHER
@@ -13,7 +15,7 @@ from .host.reporting import report
 
 class CaptureOrdinary(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PURE_CaptureOrdinary",
             display_name="PURE Capture Ordinary Pictures (step 2)",
@@ -83,7 +85,17 @@ class CaptureOrdinary(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, language, captions, steps, size, batch_size, keep_file) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        language: str,
+        captions: str,
+        steps: int,
+        size: int,
+        batch_size: int,
+        keep_file: bool,
+    ) -> io.NodeOutput:
         lines = captions if captions.strip() else "\n".join(ORDINARY[language])
         pairs = anchor_prompts(lines, "retain", "free text", keep_empty_prompt=True).pairs
         neutral = tuple((PLAIN, text) for text in NEUTRAL[language])

@@ -11,7 +11,7 @@ from .host import reporting
 
 class ConceptPrompts(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PURE_ConceptPrompts",
             display_name="PURE Concept Prompts (step 1)",
@@ -80,6 +80,6 @@ class ConceptPrompts(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, forget, keep, kind, keep_empty_prompt, templates) -> io.NodeOutput:
+    def execute(cls, forget: str, keep: str, kind: str, keep_empty_prompt: bool, templates: str) -> io.NodeOutput:
         to_forget, to_keep, listing = make_prompts(forget, keep, kind, keep_empty_prompt, templates)
         return io.NodeOutput(to_forget, to_keep, listing, ui=reporting.report(listing))

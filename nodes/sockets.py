@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -50,7 +51,7 @@ def experimental() -> io.Input:
     )
 
 
-def wire(kind, name: str, tooltip: str, optional: bool = False) -> io.Input:
+def wire(kind: Any, name: str, tooltip: str, optional: bool = False) -> io.Input:
     """An input for one of the pack's own types.
 
     To the host it is optional: without that, a missing wire is only a red ring while the rest of the graph runs, and
