@@ -14,7 +14,7 @@ from . import sockets
 from .host import expansion, reporting, sampling, sites
 
 NEXT = (
-    "Compare the pictures above and below. Still there? Raise amount, or describe it in more words. "
+    "Compare both rows. Still there? Raise amount, or describe it in more words. "
     "Others changed? Add them to keep, or lower amount."
 )
 SIZE = "0: the size the MODEL was trained for. Smaller is faster."

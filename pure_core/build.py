@@ -223,14 +223,11 @@ def find_faults(basis: ConceptBasis) -> list[str]:
 
 def found_sentence(basis: ConceptBasis, closest: list[Neighbour]) -> str:
     """What was found, for a person: the verdict first, short enough for a node."""
-    rule = RULES[basis.rule]
     clear = sum(edit.strongest >= CLEAR for edit in basis.sites.values())
-    best = max((float(edit.values.max()) for edit in basis.sites.values() if edit.rank), default=0.0)
     name = shortened(basis.recipe.forget.concepts, most=1) if basis.recipe else "the concept"
     where = f"Found clearly in {clear} of {len(basis.sites)} layers" if clear else "Not found clearly in any layer"
-    strength = f" At best {best:,.0f} {rule.VALUES}." if rule.WEIGHS else ""
     near = f" Closest of what is kept: {closest[0].kept}." if closest else ""
-    return f"{where}: {name}.{strength}{near}"
+    return f"{where}: {name}.{near}"
 
 
 def captions_of(ordinary: Anchors) -> list[str]:
@@ -259,6 +256,9 @@ def describe_basis(basis: ConceptBasis, warnings: list[str], closest: list[Neigh
         found_sentence(basis, closest or []),
         f"Erases {basis.concepts}; keeps {kept or 'nothing in particular'}{ordinary}.{instead}",
     ]
+    if rule.WEIGHS:
+        best = max((float(edit.values.max()) for edit in basis.sites.values() if edit.rank), default=0.0)
+        lines.append(f"At best {best:,.0f} {rule.VALUES}.")
     lines += [f"Closest to {p.forgotten}: {p.kept} (likeness {p.likeness:.2f} of 1)." for p in closest or []]
     if recipe:
         settings = [f"{f.name} {getattr(recipe.settings, f.name)}" for f in fields(Settings)]

@@ -1,7 +1,6 @@
-"""Makes docs/web_ui.png and the pictures of the help pages from the real web UI, after runs of the examples on the
-miniature model.
+"""Makes the pictures of the help pages from the real web UI, after runs of the examples on the miniature model.
 
-python screenshots.py [NODE_ID ...]        (in tools/; with ids the help pages' pictures of those alone)
+python screenshots.py [NODE_ID ...]        (in tools/; with ids those of these pages alone)
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from comfyui_server import Server
 from get_comfyui import PROJECT, Host
 from mini_sd.layout import install_checkpoint
 
-SIZE, SCALE, OFFSET = (2440, 1210), 0.95, (100, 65)  # of the page; of the canvas, so that texts are drawn
+SIZE = (2440, 1210)  # of the page
 PAGES = PROJECT / "web" / "docs"
 CORNER, MARGIN = (500, 120), 12  # where a node is put to be taken, in pixels of the page; what is taken around it
 WIDTH = 260  # of a node at least, that its title is whole
@@ -54,8 +53,7 @@ def take_node(ui: Browser, node: str, target: Path) -> None:
 
 def main() -> None:
     install_checkpoint(Host.load().base)
-    asked = set(sys.argv[1:])
-    missing = asked or {page.stem for page in PAGES.glob("*.md")}
+    missing = set(sys.argv[1:]) or {page.stem for page in PAGES.glob("*.md")}
     (PAGES / "pictures").mkdir(exist_ok=True)
     with Server() as server, chromium() as running:
         ui = Browser(running, server, SIZE)
@@ -65,15 +63,6 @@ def main() -> None:
                 continue
             ui.load(workflow, name)
             ui.run()
-            if name == "step_by_step" and not asked:
-                ui.page.evaluate(
-                    (
-                        "([scale, offset]) => { app.canvas.ds.scale = scale; app.canvas.ds.offset = offset; "
-                        "app.canvas.setDirty(true, true) }"
-                    ),
-                    [SCALE, list(OFFSET)],
-                )
-                take(ui, PROJECT / "docs" / "web_ui.png")
             for node in ui.nodes():
                 if node["type"] in missing:
                     take_node(ui, node["id"], PAGES / "pictures" / f"{node['type']}.png")

@@ -1,5 +1,6 @@
 """Bases from activations: both rules, structures, centring, faults."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -293,6 +294,8 @@ def test_a_report_begins_with_what_was_found():
     many = captured("forget", ["zorbo", "a round golden critter"], [torch.cat([rows(True, 1)] * 2), rows(True, 2, 120)])
     for forget, named in ((FORGET, "zorbo."), (many, "zorbo and 1 more.")):
         basis, warnings = build_basis(forget, RETAIN, whole_layer())
-        assert describe_basis(basis, warnings).startswith(f"Found clearly in 2 of 2 layers: {named} At best ")
+        told = describe_basis(basis, warnings).splitlines()
+        assert told[0] == f"Found clearly in 2 of 2 layers: {named}"
+        assert re.fullmatch(r"At best [\d,]+ times stronger than in what is kept\.", told[2])
     weak = replace(basis, sites={n: replace(e, m=e.m * 1e-9) for n, e in basis.sites.items()})
     assert describe_basis(weak, []).startswith("Not found clearly in any layer: zorbo")
