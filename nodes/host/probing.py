@@ -54,8 +54,7 @@ def measure_leakage(
     progress = Progress(original, 2 * sum(map(len, jobs.values())) * trajectory.recorded_steps)
     before, after, labels = {}, {}, list[Any]()
     for role, part in jobs.items():
-        fed: list[Any] = []
-        before[role], own = record_rows(original, conditioning, part, trajectory, sites, progress, keep=fed)
-        after[role], _ = record_rows(edited, conditioning, part, trajectory, sites, progress, inputs=fed)
+        before[role], own, fed = record_rows(original, conditioning, part, trajectory, sites, progress)
+        after[role], *_ = record_rows(edited, conditioning, part, trajectory, sites, progress, fed)
         labels = own if role == "concept" else labels
     return leakage.measure(before["concept"], after["concept"], labels, before["retain"], after["retain"])

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
@@ -43,7 +44,7 @@ def capture(model: Any, clip: Any, prompts: Prompts, trajectory: Trajectory) -> 
     size = ENCODED * trajectory.seeds
     for part in (jobs[i : i + size] for i in range(0, len(jobs), size)):
         conditioning = encode_all(clip, [job.text for job in part], empty)
-        run(model, conditioning, part, trajectory, sites, recorder.add, progress)
+        run(model, conditioning, part, trajectory, sites, lambda step: recorder.add(step.rows, step.labels), progress)
     each = trajectory.recorded_steps * sites[0].shares
     moments = recorder.results(len(jobs) * each)
     per_concept = [sum(name == concept for name, _ in prompts.pairs) for concept in concepts]
@@ -59,7 +60,14 @@ def recordable_sites(model: Any) -> list[AttentionSite]:
     return attention_sites(model)
 
 
-Take = Callable[[dict[str, torch.Tensor], Sequence[Hashable]], None]  # rows of a step per site (n, d), and their labels
+class Step(NamedTuple):
+    """One step of one batch: its rows per site, (n, d), the labels that they belong to, the batch's number, and what
+    the MODEL was fed, on its device."""
+
+    rows: dict[str, torch.Tensor]
+    labels: Sequence[Hashable]
+    batch: int
+    x: torch.Tensor
 
 
 def run(
@@ -68,17 +76,15 @@ def run(
     jobs: list[Job],
     trajectory: Trajectory,
     sites: list[AttentionSite],
-    take: Take,
+    take: Callable[[Step], None],
     progress: Progress,
-    keep: list[list[torch.Tensor]] | None = None,
     inputs: list[list[torch.Tensor]] | None = None,
     after_output: bool = False,
 ) -> None:
-    """Samples jobs, and hands the rows of every step to `take`.
+    """Samples jobs, and hands every step to `take`.
 
-    keep: a list that takes, per batch, what the MODEL was fed at each step, on the CPU. inputs: such a list; the MODEL
-    is fed the same again instead of following its own trajectory. after_output: rows of what the sites' output
-    projections make of h (cross-attention), for measures.
+    inputs: per batch and step what the MODEL is fed instead of following its own trajectory. after_output: rows of what
+    the sites' output projections make of h (cross-attention), for measures.
     """
     jobs = sorted(jobs, key=lambda job: conditioning[job.text][0].shape[1])  # one length of conditioning per batch
     latents = start_noise(model, trajectory.seed, trajectory.seeds, trajectory.width, trajectory.height)
@@ -88,19 +94,24 @@ def run(
         for i, batch in enumerate(batched(jobs, conditioning, size)):
             pool.begin(len(batch))
             labels = [job.label for job in batch for _ in range(sites[0].shares)]
-            fed: list[torch.Tensor] = []
-
-            def after_step(
-                step: int, denoised: Any, x: Any, total: int, labels: Any = labels, fed: list[torch.Tensor] = fed
-            ) -> None:
-                take(pool.rows(), labels)
-                if keep is not None:
-                    fed.append(x.to("cpu", copy=True))
-                progress.step(denoised, len(x))
-
+            after_step = partial(_hand_over, pool, take, progress, labels, i)
             sample(watched, conditioning, latents, batch, trajectory, after_step, inputs[i] if inputs else None)
-            if keep is not None:
-                keep.append(fed)
+
+
+def _hand_over(
+    pool: Pool,
+    take: Callable[[Step], None],
+    progress: Progress,
+    labels: Sequence[Hashable],
+    batch: int,
+    step: int,
+    denoised: Any,
+    x: torch.Tensor,
+    total: int,
+) -> None:
+    """What the sampler calls after each step, with the last four."""
+    take(Step(pool.rows(), labels, batch, x))
+    progress.step(denoised, len(x))
 
 
 class Pool:
@@ -211,14 +222,18 @@ def record_rows(
     trajectory: Trajectory,
     sites: list[AttentionSite],
     progress: Progress,
-    **feed: Any,
-) -> tuple[dict[str, torch.Tensor], list[Hashable]]:
-    """All rows per site, in the order in which they were sampled, and their labels; feed: `run`'s keep or inputs."""
-    recorder, labels = Recorder(sites, RowBuffer), list[Hashable]()
+    inputs: list[list[torch.Tensor]] | None = None,
+) -> tuple[dict[str, torch.Tensor], list[Hashable], list[list[torch.Tensor]]]:
+    """All rows per site, in the order in which they were sampled; their labels; and per batch and step what the MODEL
+    was fed, on the CPU. inputs: as `run` takes them."""
+    recorder, labels, fed = Recorder(sites, RowBuffer), list[Hashable](), list[list[torch.Tensor]]()
 
-    def take(rows: dict[str, torch.Tensor], own: Sequence[Hashable]) -> None:
-        recorder.add(rows, own)
-        labels.extend(own)
+    def take(step: Step) -> None:
+        recorder.add(step.rows, step.labels)
+        labels.extend(step.labels)
+        if step.batch == len(fed):
+            fed.append([])
+        fed[step.batch].append(step.x.to("cpu", copy=True))
 
-    run(model, conditioning, jobs, trajectory, sites, take, progress, after_output=not sites[0].family.joint, **feed)
-    return recorder.results(len(jobs) * trajectory.recorded_steps * sites[0].shares), labels
+    run(model, conditioning, jobs, trajectory, sites, take, progress, inputs, not sites[0].family.joint)
+    return recorder.results(len(jobs) * trajectory.recorded_steps * sites[0].shares), labels, fed

@@ -10,8 +10,9 @@ import torch
 from random_models import load_random_sd1
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _as_the_executor_runs_nodes():
+    """Fixtures of modules as well: what is loaded here is of one kind."""
     with torch.inference_mode():
         yield
 
