@@ -182,8 +182,8 @@ class EraseConcept(io.ComfyNode):
     ) -> io.NodeOutput:
         found = sites.attention_sites(model)
         sites.check_experimental(model, found, experimental)
-        replacing, transformer = bool(replace_with.strip()), not sites.is_unet(found)
-        settings, weights = settings_of(kind, amount, transformer, "keys" in found[0].weights, replacing)
+        replacing = bool(replace_with.strip())
+        settings, weights = settings_of(kind, amount, sites.layout_of(found), "keys" in found[0].weights, replacing)
         prompts, *_ = make_prompts(forget, keep, kind)  # says what is wrong with the lists before anything is sampled
         refuse_same(prompts.texts, anchor_prompts(replace_with, "forget", kind).texts)
         sampling.encode_empty(model, clip, found)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .basis import Settings, check_offered
 from .errors import PureError
 
 # From little to much: keep_weight is a kind's own in the middle, a hundred times as much at 0, a hundredth at 1.
 MIDDLE, DECADES = 0.5, 2.0
-# Parts of the weight: where descriptions hold out longer, and where something of its own is to be drawn instead, which
-# takes more of the way there than nothing in particular.
-IN_TRANSFORMERS, REPLACING = 1 / 3, 2 / 15
+Layout = Literal["U-Net", "transformer", "one stream"]  # one stream: text and picture share all attention weights
+# Parts of the weight: where descriptions, and in one stream names too, hold out longer; and where something of its own
+# is to be drawn instead, which takes more of the way there than nothing in particular.
+PARTS: dict[Layout, float] = {"U-Net": 1.0, "transformer": 1 / 3, "one stream": 1 / 50}
+REPLACING = 2 / 15
 DEFAULTS = Settings()
 
 
@@ -43,17 +46,16 @@ def weight_of(amount: float, middle: float) -> float:
 
 
 def settings_of(
-    kind: str, amount: float, transformer: bool = False, keys: bool = True, replacing: bool = False
+    kind: str, amount: float, layout: Layout = "U-Net", keys: bool = True, replacing: bool = False
 ) -> tuple[Settings, str]:
     """The settings of a basis, and which projections are edited, for a kind and an amount.
 
-    keys: whether the MODEL's keys can be edited. transformer: for a MODEL that is no U-Net. replacing: where something
-    else is to be drawn instead.
+    layout: the MODEL's. keys: whether its keys can be edited. replacing: where something else is to be drawn instead.
     """
     check_offered("kind", kind, tuple(KINDS))
     own = KINDS[kind]
     middle, weights = own.keep_weight, "values"
     if keys and own.with_keys is not None:
         middle, weights = own.with_keys, "keys and values"
-    part = (IN_TRANSFORMERS if transformer else 1.0) * (REPLACING if replacing else 1.0)
+    part = PARTS[layout] * (REPLACING if replacing else 1.0)
     return Settings(keep_weight=weight_of(amount, part * middle)), weights

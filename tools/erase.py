@@ -184,7 +184,9 @@ def build_graph(
     """From captures in the server's pure folder to basis, LoRA, checkpoint and pictures."""
     graph = {"loader": node("CheckpointLoaderSimple", ckpt_name=checkpoint)}
     sides = {side: merged(graph, files[side], side) for side in ("forget", "keep")}
-    build, weights = settings_of(settings.kind, settings.amount, settings.transformer, not settings.transformer)
+    build, weights = settings_of(
+        settings.kind, settings.amount, "transformer" if settings.transformer else "U-Net", not settings.transformer
+    )
     saving = {"embed_recipe": True}
     shown = "\n".join((*concepts.forget[:2], *concepts.keep[:4]))
     graph |= {

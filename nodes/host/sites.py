@@ -14,6 +14,7 @@ import torch
 
 from ...pure_core.activations import SiteShape
 from ...pure_core.errors import PureError
+from ...pure_core.kinds import Layout
 from .families import FAMILIES, SHARED_BLOCKS, UNET, WITHOUT_SITES, Family, Part, listed, supported
 
 ROOT = "diffusion_model."  # prefix of the diffusion model's keys in a MODEL
@@ -218,6 +219,11 @@ def shared_blocks(model: Any) -> int:
 def is_unet(sites: list[AttentionSite]) -> bool:
     """Whether these are a U-Net's."""
     return sites[0].family is UNET
+
+
+def layout_of(sites: list[AttentionSite]) -> Layout:
+    """How text enters, as far as settings depend on it."""
+    return "one stream" if sites[0].family.shared else "U-Net" if is_unet(sites) else "transformer"
 
 
 def refuse_replaced_attention(model: Any) -> None:

@@ -142,7 +142,7 @@ def test_the_training_code_still_runs(tmp_path):
     train("train", *seconds, *small, "--batch", 4, "--vae-batch", 4, "--workers", 1)
     train("train_attributes", "--out", tmp_path, "--steps", 1)
     train("train_clip", "--out", tmp_path, "--steps", 1, "--scenes", 8)
-    for kind in ("wan", "sd3"):
+    for kind in ("wan", "sd3", "zimage"):
         train("train_dit", kind, "--seconds", 1, *small, "--captions", 2)
     train("taehv", "--decoder-seconds", 1, "--encoder-seconds", 1, *small, "--batch", 2)
     made, kept = (

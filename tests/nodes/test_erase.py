@@ -79,8 +79,8 @@ def test_the_dial_turns_the_weight_and_nothing_else(kind):
     assert replace(little, keep_weight=middle.keep_weight) == replace(much, keep_weight=middle.keep_weight)
     without_keys, weights = settings_of(kind, 0.5, keys=False)
     assert (without_keys.keep_weight, weights) == (KINDS[kind].keep_weight, "values")
-    transformer = settings_of(kind, 0.5, transformer=True)[0]
-    assert transformer == replace(middle, keep_weight=middle.keep_weight / 3)
+    for layout, part in (("transformer", 3), ("one stream", 50)):
+        assert settings_of(kind, 0.5, layout)[0].keep_weight == pytest.approx(middle.keep_weight / part)
     replacing = settings_of(kind, 0.5, replacing=True)[0]
     assert replacing.keep_weight == pytest.approx(middle.keep_weight * 2 / 15)
     assert replace(replacing, keep_weight=middle.keep_weight) == middle

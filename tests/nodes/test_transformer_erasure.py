@@ -8,6 +8,7 @@ from dataclasses import replace
 import comfy.model_management
 import pytest
 import torch
+from pure_pack.nodes.host.sites import attention_sites, layout_of
 
 from benchmarks import judging
 from benchmarks.erasers import character_plan, settings_of
@@ -52,7 +53,8 @@ def test_a_character_goes_and_the_others_stay(trained):
     before = studio.shares(studio.model, None, [e for e in entries if not e["group"].startswith(("others", "styles"))])
     assert before["named"].hits == before["name_free"].hits == EACH  # control: the unedited model draws it
     quicker = eraser(studio, steps=5, recorded_steps=5)
-    weight = settings_of("object or character", 0.5, transformer=True)[0].keep_weight  # as PURE Erase Concept has it
+    layout = layout_of(attention_sites(studio.model))
+    weight = settings_of("object or character", 0.5, layout)[0].keep_weight  # as PURE Erase Concept has it
     edited = quicker.erase(character_plan(TARGET), keep_weight=weight, ordinary={"count": ORDINARY})
     after = studio.shares(edited, None, entries)
     told = {group: str(share) for group, share in after.items()}

@@ -95,6 +95,13 @@ def in_percent(results: dict[str, list[Shares]], groups: dict[str, str]) -> str:
     return markdown(["", *groups.values(), "harmonic mean"], rows)
 
 
+def read(name: str, folder: Path = DOCUMENTS) -> str:
+    """The table that stands between `<!-- name -->` and `<!-- end -->`; empty where there is none."""
+    place = re.compile(rf"<!-- {re.escape(name)} -->\n(.*?)<!-- end -->", re.DOTALL)
+    found = [m for p in folder.rglob("*.md") for m in place.findall(p.read_text(encoding="utf-8"))]
+    return found[0].strip() if found else ""
+
+
 def fill(tables: dict[str, str], folder: Path = DOCUMENTS) -> None:
     """Puts each table between its `<!-- name -->` and `<!-- end -->`, in whichever document of the folder has them.
 

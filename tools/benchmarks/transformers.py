@@ -1,12 +1,15 @@
 """Characters and styles erased from the three miniature diffusion transformers: the pack's defaults, beside the erasers
 that edit what is made of the text's embeddings. The host's sampler draws.
 
-    python -m benchmarks.transformers [--only characters styles] [--each N] [--write]       (in tools/)
+    python -m benchmarks.transformers [--only characters styles] [--models sd3 wan zimage] [--each N] [--write]
+
+(in tools/; of models that are not named, --write leaves the rows as they are)
 
 On the `test` prompts. An edit W E of every weight that reads the text is the same as E on the text's embeddings,
 whatever comes after, and is done so. Each peer has its published setting, and the one of those tried on the miniature
 U-Net that is best there (PEERS). OCE, which rotates value weights from the left by what they make of single tokens, has
-no such form: in these models an MLP or the picture comes between.
+no such form: in these models an MLP or the picture comes between. Neither have the others where a norm comes before the
+first weight that reads the text (the Z-Image layout).
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import comfy.sample
 import comfy.sd
 import comfy.utils
 import torch
+from pure_pack.nodes.host.sites import attention_sites, layout_of
 
 from benchmarks import judging, tables
 from benchmarks.erasers import Eraser, Plan, character_plan, settings_of, style_plan
@@ -158,12 +162,15 @@ def eraser(studio: Studio, **capture) -> Eraser:
 def erasers_of(studio: Studio, what: str) -> dict[str, Callable[[str], tuple[Any, torch.Tensor | None]]]:
     """label -> function of a target that gives a MODEL and an edit of the text's embeddings."""
     edits, of = eraser(studio), WHAT[what]
-    weight = settings_of(of.kind, 0.5, transformer=True, keys=False)[0].keep_weight
+    layout = layout_of(attention_sites(studio.model))
+    weight = settings_of(of.kind, 0.5, layout, keys=False)[0].keep_weight
 
     def pure(target: str, **build) -> tuple[Any, None]:
         return edits.erase(of.plan(target), keep_weight=weight, **build), None
 
     out = {tables.UNEDITED: lambda _: (studio.model, None), tables.DEFAULTS: pure}
+    if layout == "one stream":
+        return out
     if what == "characters":
         out[PLAIN] = lambda target: pure(target, ordinary={"styled": 0.0})
     for peer, tried in PEERS.items():
@@ -173,11 +180,11 @@ def erasers_of(studio: Studio, what: str) -> dict[str, Callable[[str], tuple[Any
     return out
 
 
-def measured(what: str, each: int) -> dict[str, list[tables.Shares]]:
+def measured(what: str, each: int, kinds: list[str]) -> dict[str, list[tables.Shares]]:
     """model: eraser -> per target the share of each group."""
     out, of = {}, WHAT[what]
-    for kind, name in NAMES.items():
-        studio = Studio.load(kind)
+    for kind in kinds:
+        studio, name = Studio.load(kind), NAMES[kind]
         for label, erase in erasers_of(studio, what).items():
             results = [studio.shares(*edited, of.entries(t, each)) for t in of.targets for edited in [erase(t)]]
             print(kind, label, {g: str(tables.pooled(results, g)) for g in of.groups}, flush=True)
@@ -205,21 +212,29 @@ def short_table(what: str, found: dict[str, list[tables.Shares]]) -> str:
     return tables.in_percent(best, tables.SHORT[what])
 
 
+def with_the_others(place: str, table: str, kinds: list[str]) -> str:
+    """A table of some models with the rows that stand there of the others, in NAMES' order."""
+    new, old = table.splitlines(), tables.read(place).splitlines()
+    rows = {kind: [line for line in (new if kind in kinds else old) if f"| {NAMES[kind]}: " in line] for kind in NAMES}
+    return "\n".join([*new[:2], *(line for part in rows.values() for line in part)])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=WHAT, default=list(WHAT))
+    parser.add_argument("--models", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--each", type=int, default=12, help="named and name-free pictures of each target")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     for what in options.only:
-        found, groups = measured(what, options.each), WHAT[what].groups
+        found, groups = measured(what, options.each, options.models), WHAT[what].groups
         written = {
             f"transformers: {what}": long_table(groups, found),
             f"transformers: {what}, short": short_table(what, found),
         }
         print(*written.values(), sep="\n\n", flush=True)
         if options.write:
-            tables.fill(written)
+            tables.fill({name: with_the_others(name, table, options.models) for name, table in written.items()})
     return 0
 
 
