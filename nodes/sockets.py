@@ -45,7 +45,7 @@ def experimental() -> io.Input:
             default=False,
             tooltip=(
                 f"Lets you erase from {listed(SINGLE_STREAM)}. Their text and picture share attention weights, so "
-                "other pictures change more. No other MODEL needs it."
+                "more of the concept stays, and other pictures change more. No other MODEL needs it."
             ),
         )
     )

@@ -106,8 +106,8 @@ def check_experimental(model: Any, sites: list[AttentionSite], allowed: bool) ->
     if sites[0].family.shared and not allowed:
         raise PureError(
             f"This MODEL ({family_name(model)}) is built like {listed([sites[0].family])}: its text and picture share "
-            "their attention weights, so erasing a concept changes other pictures more than elsewhere. Turn on "
-            "experimental to try it."
+            "their attention weights, so more of a concept stays, and other pictures change more, than elsewhere. "
+            "Turn on experimental to try it."
         )
 
 
