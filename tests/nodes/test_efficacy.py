@@ -53,16 +53,16 @@ def test_erased_kept_and_still_pictures(eraser):
     """One character looked at closely; all of them together below."""
     weights, entries = (
         narrow(eraser.erase(character_plan(CLOSE), **FEWER)),
-        judging.character_entries(CLOSE, "test", 50, 7, 0, 0),
+        judging.character_entries(CLOSE, "test", 30, 4, 0, 0),
     )
-    kept = judging.see(weights, entries[100:])
+    kept = judging.see(weights, entries[60:])
     after, before = (
-        judging.shares(judging.see(weights, entries[:100], beside=False) + kept),
-        judging.shares(kept + judging.see(None, entries[35:65]), "before"),
+        judging.shares(judging.see(weights, entries[:60], beside=False) + kept),
+        judging.shares(kept + judging.see(None, entries[15:45]), "before"),
     )
     told = {k: str(v) for k, v in after.items()}
-    assert after["named"].n == after["name_free"].n == 50
-    assert after["others"].n == 98
+    assert after["named"].n == after["name_free"].n == 30
+    assert after["others"].n == 56
     # control: the unedited model draws it
     assert before["named"].value >= 0.95
     assert before["name_free"].value >= 0.95
