@@ -75,7 +75,7 @@ class SaveActivations(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="pure/activations_%concept%",
-                    tooltip=(f"{sockets.PREFIX} output/pure is listed by PURE Load Activations."),
+                    tooltip=f"{sockets.PREFIX} output/pure is listed by PURE Load Activations.",
                 ),
                 io.Boolean.Input("embed_recipe", default=True, tooltip=sockets.WORDS),
             ],

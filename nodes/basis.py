@@ -207,7 +207,7 @@ class SaveBasis(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="pure/basis_%concept%",
-                    tooltip=(f"{sockets.PREFIX} output/pure is listed by PURE Load Basis."),
+                    tooltip=f"{sockets.PREFIX} output/pure is listed by PURE Load Basis.",
                 ),
                 io.Boolean.Input("embed_recipe", default=True, tooltip=sockets.RECIPE),
             ],

@@ -46,7 +46,7 @@ class SaveLoRA(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="loras/pure_%concept%",
-                    tooltip=(f"{sockets.PREFIX} output/loras is listed by LoRA loaders."),
+                    tooltip=f"{sockets.PREFIX} output/loras is listed by LoRA loaders.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -102,9 +102,8 @@ class SaveCheckpoint(io.ComfyNode):
                     "filename_prefix",
                     default="checkpoints/pure_%concept%",
                     tooltip=(
-                        f"{sockets.PREFIX} "
-                        "output/checkpoints is listed by checkpoint loaders, output/diffusion_models by Load Diffusion "
-                        "Model."
+                        f"{sockets.PREFIX} output/checkpoints is listed by checkpoint loaders, "
+                        "output/diffusion_models by Load Diffusion Model."
                     ),
                 ),
                 io.Boolean.Input("embed_recipe", default=True, tooltip=sockets.RECIPE),

@@ -25,7 +25,9 @@ Box = tuple[int, int, int, int]
 def basis_chart(basis: ConceptBasis) -> torch.Tensor:
     """(1, H, W, 3) float32 picture of a basis: its spectra, and for the energy rule ranks and overlaps per layer."""
     rule, edits, names = RULES[basis.rule], list(basis.sites.values()), list(basis.sites)
-    image, draw = _canvas(rule.CHART.title.format(shortened(basis.recipe.forget.concepts, 1) if basis.recipe else "?"))
+    image, draw = _canvas(
+        rule.CHART.title.format(shortened(basis.recipe.forget.concepts, 1) if basis.recipe else basis.concepts)
+    )
     if rule.CHART.bar is None:
         _spectra(draw, basis, (110, 120, 1000, 560))
         return pixels(image)

@@ -33,6 +33,8 @@ STORED = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 ROUNDED = 1.5
 SCALE = "scale_weight"  # under which older hosts keep the scale of a weight in eight bits
 KIND = "comfy_quant"  # under which newer hosts say how a weight is quantised
+# What the host's classes raise where a file is of a family that it knows, and of widths that it does not.
+UNBUILT = (ArithmeticError, AssertionError, KeyError, RuntimeError, TypeError, ValueError)
 COMPARED = 24  # unedited weights whose values are compared, evenly spread
 # The node that sets again after loading what a file cannot say, by a class that its model_sampling is made of.
 SAMPLING_NODES = {
@@ -118,14 +120,7 @@ def loaded_sampling(stored: dict[str, torch.Tensor], metadata: dict[str, str] | 
     config.set_inference_dtype(torch.float32, None)
     try:
         return config.get_model(stored, prefix, device=torch.device("meta")).model_sampling  # its weights take no room
-    except (
-        ArithmeticError,
-        AssertionError,
-        KeyError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ):  # detected, but of other widths
+    except UNBUILT:
         return None
 
 

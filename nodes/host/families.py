@@ -216,7 +216,7 @@ SHARED_BLOCKS = re.compile(r"(single_blocks|single_layers|single_stream_blocks)\
 WITHOUT_SITES = {
     r"layers\.\d+\.self_attention\.to_v": (
         "ERNIE-Image",
-        "ComfyUI does not let anyone look into its attention, so PURE cannot see what text renders",
+        "ComfyUI keeps its attention closed, so PURE cannot see what the model makes of text",
     ),
     r"blocks\.\d+\.attn\.qkv_proj": (
         "MiniMax H3",
